@@ -1,0 +1,40 @@
+# Each target sets up what it needs in a virtual environment of its own, once.
+PYTHON ?= python3
+NUMPY ?= numpy
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUFF_RULES = E,F,W,I,B,UP,SIM,RUF,PT,C4,PIE
+
+.PHONY: demo test lint oracles bench clean
+
+# Turn a checkpoint that TensorFlow wrote into a model file, and generate text from it.
+demo: $(VENV)/ready
+	$(BIN)/npgpt2 convert tests/fixtures/tiny -o $(VENV)/tiny.npz
+	$(BIN)/npgpt2 info $(VENV)/tiny.npz
+	$(BIN)/npgpt2 generate -m $(VENV)/tiny.npz --length 200 "A language model"
+
+test: $(VENV)/test-ready
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report
+
+lint: $(VENV)/lint-ready
+	$(BIN)/ruff check --line-length 120 --select $(RUFF_RULES) --ignore RUF001,RUF002,RUF003 .
+	$(BIN)/ruff format --line-length 120 --check .
+	$(BIN)/mypy npgpt2
+
+# Compare with TensorFlow, PyTorch and the other tokenizers, which take 3 GB of disk.
+oracles: .venv-oracles/oracles-ready
+	.venv-oracles/bin/python -m pytest --override-ini addopts=-ra --override-ini filterwarnings= tests/oracles
+
+%/ready: setup.cfg
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --disable-pip-version-check --editable . '$(NUMPY)'
+	touch $@
+
+%-ready: setup.cfg
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(notdir $*)]' '$(NUMPY)'
+	touch $@
+
+clean:
+	rm -rf .venv* .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache build dist npgpt2.egg-info

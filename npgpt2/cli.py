@@ -1,0 +1,237 @@
+"""The command line: arguments in, text out. What the commands do is in the other modules."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from tqdm import tqdm
+
+from npgpt2 import GPT2, Tokenizer, load
+from npgpt2.arguments import parse_arguments
+from npgpt2.files import decode_utf8, replacing
+from npgpt2.models import ALIASES, find_model, models_folder
+from npgpt2.weights import Weights
+
+Write = Callable[[str], object]
+
+# ---- Input and output
+
+
+def read_text(argument: str | None, file: Path | None) -> str:
+    """A text from an argument, a file, or standard input if that is no terminal; one newline at the end is dropped."""
+    if argument is not None:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise ValueError("the argument is not UTF-8")
+        return argument
+    if file is not None:
+        text = decode_utf8(file.read_bytes(), str(file))
+    elif sys.stdin is None or sys.stdin.isatty():
+        return ""
+    else:
+        text = decode_utf8(sys.stdin.buffer.read(), "standard input")
+    return text[:-1] if text.endswith("\n") else text
+
+
+def write_stdout(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[Write]:
+    """Where text goes: to standard output at once, or to a file that appears when all is written."""
+    if path is None:
+        yield write_stdout
+    else:
+        with replacing(path) as file:
+            yield lambda text: file.write(text.encode("utf-8"))
+
+
+def open_tokenizer(args: argparse.Namespace) -> Tokenizer:
+    return Tokenizer.load(args.vocab) if args.vocab else load(args.model, args.models_dir).tokenizer
+
+
+def write_samples(
+    model: GPT2, prompt: str, args: argparse.Namespace, write: Write, streams: bool = True, first: int = 0,
+    headed: bool = True, stop: Sequence[str] = (), ignore_eot: bool = True,
+) -> None:  # fmt: skip
+    """Generate samples and write them: piece by piece one after another, or whole with a progress bar.
+
+    streams: whether anyone sees pieces as they are written · first: the first sample's number in the run ·
+    headed: whether a line with its number stands above each
+    """
+    settings = (args.length, args.temperature, args.top_k, args.top_p, args.seed, stop, ignore_eot)
+
+    def header(number: int) -> str:
+        return f"{'=' * 40} SAMPLE {number + 1} {'=' * 40}\n" if headed else ""
+
+    if streams and args.batch_size == 1:
+        for number in range(args.nsamples) if args.nsamples else count():
+            write(header(number))
+            for piece in model.stream(prompt, *settings, sample=first + number):
+                write(piece)
+            write("\n")
+    else:
+        total = args.nsamples * args.length or None
+        with tqdm(total=total, unit=" tokens", desc="generate", disable=None, leave=False) as bar:
+            texts = model.samples(
+                prompt, args.nsamples, args.batch_size, *settings, first=first, progress=lambda n: bar.update(n)
+            )
+            for number, text in enumerate(texts):
+                with bar.external_write_mode(file=sys.stdout):
+                    write(f"{header(number)}{text}\n")
+
+
+# ---- Commands
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    prompt = read_text(args.prompt, args.file)
+    model = load(args.model, args.models_dir)
+    with open_output(args.output) as write:
+        write_samples(
+            model, prompt, args, write, streams=args.output is None, headed=args.nsamples != 1,
+            stop=args.stop, ignore_eot=args.ignore_eot,
+        )  # fmt: skip
+
+
+def run_unconditional(args: argparse.Namespace) -> None:
+    model = load(args.model, args.models_dir)
+    args.length = args.length or model.hparams.n_ctx
+    write_samples(model, "", args, write_stdout)
+
+
+def run_interactive(args: argparse.Namespace) -> None:
+    model = load(args.model, args.models_dir)
+    args.length = args.length or max(1, model.hparams.n_ctx // 2)
+    for answered in count():
+        try:
+            while not (prompt := input("Model prompt >>> ")):
+                print("Prompt should not be empty!")
+        except EOFError:
+            print()
+            return
+        # Samples are numbered through the whole session, so that a seed doesn't give one prompt one answer for ever.
+        write_samples(model, prompt, args, write_stdout, first=answered * args.nsamples)
+        print("=" * 80, flush=True)
+
+
+def run_encode(args: argparse.Namespace) -> None:
+    tokenizer = open_tokenizer(args)
+    if args.output is not None:
+        from npgpt2.dataset import write_dataset
+
+        files, tokens = write_dataset(args.output, args.text, tokenizer, args.combine)
+        print(f"{args.output}: {tokens:,} tokens from {files:,} files")
+        return
+    text = read_text(args.text[0] if args.text else None, args.file)
+    write_stdout(" ".join(map(str, tokenizer.encode(text, allow_special=args.allow_special))) + "\n")
+
+
+def run_decode(args: argparse.Namespace) -> None:
+    tokenizer = open_tokenizer(args)
+    for line in [" ".join(args.ids)] if args.ids else read_text(None, None).split("\n"):
+        ids = re.split(r"[\s,]+", line.strip(" \t\r[],"))
+        try:
+            tokens = [int(token) for token in ids if token]
+        except ValueError:
+            raise ValueError(f"{line[:80]!r} is not a list of token ids") from None
+        write_stdout(tokenizer.decode(tokens) + "\n")
+
+
+def run_info(args: argparse.Namespace) -> None:
+    path = find_model(args.model, args.models_dir)
+    model = GPT2(Weights(path))
+    vocabulary = f"{len(model.tokenizer):,} tokens" if model.weights.vocabulary() else "none (give convert --vocab DIR)"
+    rows = {
+        "model": path,
+        **vars(model.hparams),
+        "parameters": f"{model.weights.parameters:,}",
+        "file size": f"{path.stat().st_size:,} bytes",
+        "type": model.weights.dtype,
+        "vocabulary": vocabulary,
+    }
+    print("\n".join(f"{name:<11} {value}" for name, value in rows.items()))
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    from npgpt2.convert import convert
+
+    converted = convert(args.source, args.output, args.vocab, args.n_head)
+    print(f"{converted.path}: {converted.path.stat().st_size:,} bytes, {converted.hparams}")
+    if not converted.has_vocabulary:
+        print(
+            f"npgpt2: warning: {converted.path} has no vocabulary, so that it can't be used with text;"
+            " convert again with --vocab DIR, a folder with encoder.json and vocab.bpe",
+            file=sys.stderr,
+        )
+
+
+def run_download(args: argparse.Namespace) -> None:
+    from npgpt2 import download
+    from npgpt2.convert import convert
+
+    name = ALIASES.get(args.name, args.name)
+    folder = models_folder(args.models_dir)
+    output = folder / f"{name}.npz"
+    if output.is_file():
+        print(f"{output} is already there")
+        return
+    download.fetch_checkpoint(name, folder / name, args.base_url or download.BASE_URL)
+    convert(folder / name, output)
+    if not args.keep_checkpoint:
+        download.remove_checkpoint(folder / name)
+    print(f"{output}: ready; try: npgpt2 generate -m {name} 'Alan Turing'")
+
+
+COMMANDS = {
+    "generate": run_generate,
+    "unconditional": run_unconditional,
+    "interactive": run_interactive,
+    "encode": run_encode,
+    "decode": run_decode,
+    "info": run_info,
+    "convert": run_convert,
+    "download": run_download,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 where it failed, 2 for wrong arguments, 130 after Ctrl-C."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
+    try:
+        args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        COMMANDS[args.command](args)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError, MemoryError) as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in (errno.EPIPE, errno.EINVAL):
+            status = 0  # who read our output has seen enough; Windows calls that EINVAL
+        else:
+            print(f"npgpt2: {describe(error)}", file=sys.stderr)
+            status = 1
+        # What is still buffered can't be written, which Python would try, and report, at exit.
+        if sys.stdout is sys.__stdout__:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return status
+
+
+def describe(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error or 'the model or the batch is too large for this machine'})"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split("\n"))

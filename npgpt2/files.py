@@ -1,0 +1,82 @@
+"""Files that may be hostile are read within bounds; files that are written appear whole or not at all.
+
+Used by everything that touches the disk. It knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EFBIG, ENOSPC
+from pathlib import Path
+from typing import Any, BinaryIO
+
+# The largest real one is a vocabulary of 50,257 entries, 1 MB.
+TEXT_FILE_LIMIT = 32 * 2**20
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the name `path` only when it is complete and on disk.
+
+    The bytes go to a temporary name in the same folder. When the block ends normally they are flushed to disk and
+    renamed to `path`; when it raises, they are removed and what `path` held before is untouched.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder) / "greeting.txt") as file:
+    ...         _ = file.write(b"hello")
+    ...     os.listdir(folder)
+    ['greeting.txt']
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder, where a file is to be written")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder, to write {path.name} in")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and (error.filename == str(temporary) or error.errno in (ENOSPC, EFBIG)):
+            error.filename = str(path)
+        raise
+
+
+def read_bounded(path: Path, limit: int = TEXT_FILE_LIMIT) -> bytes:
+    """Read a whole file of at most `limit` bytes; a longer one raises ValueError."""
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path}: larger than the {limit:,} bytes that such a file can have")
+    return data
+
+
+def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
+    """Parse UTF-8 JSON whose outermost value must be an object; `source` names it in errors (ValueError).
+
+    >>> parse_json_object(b'{"n_ctx": 1024}', "hparams.json")
+    {'n_ctx': 1024}
+    """
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{source}: holds a JSON {type(value).__name__}, where an object is expected")
+    return value
+
+
+def decode_utf8(data: bytes, source: str) -> str:
+    """Text from UTF-8; ValueError says at which byte it isn't."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: not UTF-8 at byte {error.start} (0x{data[error.start]:02x})") from None

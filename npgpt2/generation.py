@@ -1,0 +1,307 @@
+"""Generating text: the loop that ties tokenizer, model and sampler together, and the library's interface to it.
+
+    text → tokens → logits → token → text
+
+Text can grow past the n_ctx positions that the model can see: whenever they are used up, the last n_ctx // 2 tokens
+are read again from position 0, and generation goes on behind them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from npgpt2.kernels import Array
+from npgpt2.model import Cache, forward
+from npgpt2.models import find_model
+from npgpt2.sampling import Sampler, random_generator
+from npgpt2.streaming import TextStream
+from npgpt2.tokenizer import Tokenizer
+from npgpt2.weights import HParams, Weights
+
+Ids = npt.NDArray[np.int64]
+
+
+class Continuation:
+    """A sequence that is being continued: what the model has read of it, and what it still has to read."""
+
+    def __init__(self, hparams: HParams, tokens: Sequence[int], rng: np.random.Generator) -> None:
+        self.cache = Cache(hparams)
+        self.unread = list(tokens)
+        self.rng = rng
+        self._n_ctx = hparams.n_ctx
+        self._recent = deque(tokens, maxlen=max(1, hparams.n_ctx // 2))
+
+    def make_room(self) -> None:
+        """Where the unread tokens don't fit into the window any more, start a new one with the most recent."""
+        if self.cache.length + len(self.unread) > self._n_ctx:
+            self.cache.length = 0
+            self.unread = list(self._recent)
+
+    def append(self, token: int) -> None:
+        self.unread = [token]
+        self._recent.append(token)
+
+
+class GPT2:
+    """A GPT-2 model that is ready to run; `npgpt2.load` makes one.
+
+    >>> model.hparams                                                # `model` is the tests' small model
+    HParams(n_vocab=520, n_ctx=192, n_embd=48, n_head=4, n_layer=2)
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.hparams: HParams = weights.hparams
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's vocabulary; ValueError where its file has none, or one of another model."""
+        texts = self.weights.vocabulary()
+        if texts is None:
+            raise ValueError(f"{self.weights.path}: has no vocabulary; convert it again with --vocab DIR to use text")
+        tokenizer = Tokenizer(*texts, source=str(self.weights.path))
+        n_vocab = self.hparams.n_vocab
+        if len(tokenizer) != n_vocab:
+            raise ValueError(
+                f"{self.weights.path}: the vocabulary has {len(tokenizer)} entries, but n_vocab is {n_vocab}"
+            )
+        return tokenizer
+
+    def logits(self, tokens: npt.ArrayLike) -> Array:
+        """The model's logits for the token after each position.
+
+        tokens: ints (T,) or (B, T), T at most n_ctx → float32 (T, V) or (B, T, V). Ids that are not in the vocabulary,
+        and more tokens than n_ctx, raise ValueError.
+
+        >>> model.logits([10, 20, 30]).shape
+        (3, 520)
+        """
+        ids = self._check(tokens)
+        if ids.shape[-1] > self.hparams.n_ctx:
+            raise ValueError(f"{ids.shape[-1]} tokens are more than the model's n_ctx of {self.hparams.n_ctx}")
+        if ids.ndim == 1:
+            return forward(self.weights, self.hparams, [ids], [Cache(self.hparams)], all_positions=True)
+        logits = np.empty((*ids.shape, self.hparams.n_vocab), np.float32)
+        for row, out in zip(ids, logits, strict=True):
+            out[:] = forward(self.weights, self.hparams, [row], [Cache(self.hparams)], all_positions=True)
+        return logits
+
+    def generate_tokens(
+        self,
+        tokens: npt.ArrayLike,
+        length: int = 40,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Ids:
+        """Continue token sequences by `length` tokens each, whatever they are (`<|endoftext|>` doesn't end them).
+
+        tokens: ints (T,) or (B, T), of any T → int64 (length,) or (B, length), the new tokens alone. Row i draws its
+        random numbers from (seed, i). The other parameters are those of `generate`.
+
+        >>> tokens = model.tokenizer.encode("A language model")
+        >>> model.tokenizer.decode(model.generate_tokens(tokens, length=3))
+        ' is'
+        """
+        ids = self._check(tokens)
+        sampler, generators = self._settings(length, temperature, top_k, top_p, seed)
+        rows = [Continuation(self.hparams, row.tolist(), generators(i)) for i, row in enumerate(np.atleast_2d(ids))]
+        new = np.empty((len(rows), length), np.int64)
+        for step in range(length):
+            new[:, step] = self._advance(rows, sampler)
+        return new.reshape(*ids.shape[:-1], length)
+
+    def generate(
+        self,
+        prompt: str,
+        length: int = 40,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eot: bool = False,
+    ) -> str:
+        """Continue a text; returns the new text alone.
+
+        prompt: what to continue; if empty, a text of its own begins · length: how many tokens to generate at most ·
+        temperature, top_k, top_p: see `Sampler`; temperature 0 always takes the likeliest token · seed: fixes what is
+        drawn · stop: strings before which the text ends · ignore_eot: go on past `<|endoftext|>`, with which the model
+        ends a text. Values out of range raise ValueError.
+
+        >>> model.generate("A language model", length=20, stop=".")
+        ' is a patient reader'
+        """
+        return "".join(self.stream(prompt, length, temperature, top_k, top_p, seed, stop, ignore_eot))
+
+    def stream(
+        self,
+        prompt: str,
+        length: int = 40,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eot: bool = False,
+        sample: int = 0,
+    ) -> Iterator[str]:
+        """The same as `generate`, in pieces as they come. sample: which of the seed's samples to draw (see `samples`).
+
+        >>> for piece in model.stream("A language model", length=4):
+        ...     print(piece, end="|")
+         is| a| pati|ent|
+        """
+        run = self._run(prompt, length, temperature, top_k, top_p, seed, stop, ignore_eot)
+        return (piece for step in run(range(sample, sample + 1)) for _, piece in step if piece)
+
+    def samples(
+        self,
+        prompt: str,
+        nsamples: int = 0,
+        batch_size: int = 1,
+        length: int = 40,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eot: bool = False,
+        first: int = 0,
+        progress: Callable[[int], object] = lambda tokens: None,
+    ) -> Iterator[str]:
+        """Continue one prompt several times; yields the texts in order, `nsamples` of them, or without end if 0.
+
+        batch_size: how many to generate at once, which only changes speed and memory: sample i, counted from `first`,
+        draws its random numbers from (seed, i) · progress: called with the number of tokens after each step. The
+        other parameters are those of `generate`.
+
+        >>> list(model.samples("A language", nsamples=2, length=4, seed=1, temperature=0))
+        [' model is a', ' model is a']
+        """
+        for name, value, least in (("nsamples", nsamples, 0), ("batch_size", batch_size, 1)):
+            if value < least:
+                raise ValueError(f"{name} is {value}, where a whole number of at least {least} is expected")
+        run = self._run(prompt, length, temperature, top_k, top_p, seed, stop, ignore_eot)
+
+        def texts() -> Iterator[str]:
+            for done in range(0, nsamples, batch_size) if nsamples else count(0, batch_size):
+                size = min(batch_size, nsamples - done) if nsamples else batch_size
+                batch = range(first + done, first + done + size)
+                parts = dict.fromkeys(batch, "")
+                for step in run(batch):
+                    progress(len(step))
+                    for number, piece in step:
+                        parts[number] += piece
+                yield from parts.values()
+
+        return texts()
+
+    def _run(
+        self,
+        prompt: str,
+        length: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        seed: int | None,
+        stop: str | Sequence[str],
+        ignore_eot: bool,
+    ) -> Callable[[range], Iterator[list[tuple[int, str]]]]:
+        """Check the settings, and return what generates the samples of these numbers together.
+
+        It yields, for each token, the numbers of the samples that are not at their end yet, with what they gained.
+        """
+        sampler, generators = self._settings(length, temperature, top_k, top_p, seed)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
+            raise ValueError("a stop string is empty, which would end every text at once")
+        tokens = self._prompt(prompt)
+        end = None if ignore_eot else self.tokenizer.end_of_text
+
+        def steps(numbers: range) -> Iterator[list[tuple[int, str]]]:
+            sequences = {number: Continuation(self.hparams, tokens, generators(number)) for number in numbers}
+            texts = {number: TextStream(self.tokenizer, stops) for number in numbers}
+            for step in range(1, length + 1):
+                pieces = []
+                for number, token in zip(list(sequences), self._advance([*sequences.values()], sampler), strict=True):
+                    text = texts[number]
+                    piece = "" if token == end else text.push(token)
+                    if token == end or text.done or step == length:
+                        piece += text.finish()
+                        del sequences[number]
+                    pieces.append((number, piece))
+                yield pieces
+                if not sequences:
+                    return
+
+        return steps
+
+    def _advance(self, sequences: Sequence[Continuation], sampler: Sampler) -> list[int]:
+        """Let the model read what it hasn't of each sequence, and draw the next token of each."""
+        for sequence in sequences:
+            sequence.make_room()
+        # Reading one token takes as long as fetching the weights from memory, so that sequences share it; reading many
+        # is bound by arithmetic, so that long prompts gain nothing from it and are read one by one, in less memory.
+        alone = [[sequence] for sequence in sequences if len(sequence.unread) > 1]
+        together = [sequence for sequence in sequences if len(sequence.unread) == 1]
+        for group in [*alone, together] if together else alone:
+            unread = [np.array(sequence.unread) for sequence in group]
+            logits = forward(self.weights, self.hparams, unread, [sequence.cache for sequence in group])
+            for sequence, row in zip(group, logits, strict=True):
+                sequence.append(sampler.choose(row, sequence.rng))
+        return [sequence.unread[-1] for sequence in sequences]
+
+    def _check(self, tokens: npt.ArrayLike) -> Ids:
+        """Token ids as an array, once they are ones that the model knows."""
+        ids = np.asarray(tokens)
+        if ids.ndim not in (1, 2) or ids.size == 0:
+            raise ValueError(f"tokens have shape {ids.shape}, where (T,) or (B, T) with at least one token is expected")
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"tokens have type {ids.dtype}, where integers are expected")
+        if ids.min() < 0 or ids.max() >= self.hparams.n_vocab:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise ValueError(f"token {wrong} is not in the vocabulary, which goes from 0 to {self.hparams.n_vocab - 1}")
+        return ids.astype(np.int64, copy=False)
+
+    def _prompt(self, prompt: str) -> list[int]:
+        """A prompt's tokens; a text of its own begins after `<|endoftext|>`, which came before each in training."""
+        if prompt:
+            return self.tokenizer.encode(prompt)
+        if self.tokenizer.end_of_text is None:
+            raise ValueError(f"{self.weights.path}: its vocabulary has no <|endoftext|>, so that a prompt is needed")
+        return [self.tokenizer.end_of_text]
+
+    def _settings(
+        self, length: int, temperature: float, top_k: int, top_p: float, seed: int | None
+    ) -> tuple[Sampler, Callable[[int], np.random.Generator]]:
+        if length < 1:
+            raise ValueError(f"length is {length}, where a whole number of at least 1 is expected")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed is {seed}, where a whole number of at least 0 is expected")
+        chosen = secrets.randbits(64) if seed is None else seed
+        return Sampler(temperature, top_k, top_p), lambda sample: random_generator(chosen, sample)
+
+
+def load(model: str | Path = "124M", models_dir: str | Path | None = None) -> GPT2:
+    """Open a model: a name such as "124M", which is looked up in the models folder, or the path of a model file.
+
+    models_dir: the models folder; by default $NPGPT2_MODELS, else ./models where that exists, else ~/.cache/npgpt2.
+    Takes milliseconds, since the file is mapped into memory and read when it is used. A model that isn't there raises
+    FileNotFoundError, a file that is damaged ValueError, now or when what is damaged is first used.
+
+    >>> load("tests/fixtures/no-such-model.npz")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: tests/fixtures/no-such-model.npz: no such file
+    """
+    return GPT2(Weights(find_model(model, models_dir)))

@@ -1,0 +1,113 @@
+"""GPT-2's forward pass: tokens in, logits out, and the cache that saves computing a position twice.
+
+There is one forward pass. It reads any number of sequences together, each with any number of new tokens, so that it
+serves a prompt (prefill), one token after another (decode), and batches of sequences of different lengths alike: the
+new tokens of all sequences lie one behind the other as rows of one array, and only attention looks at each sequence by
+itself. Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; OpenAI's `src/model.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from npgpt2.kernels import Array, causal_attention, gelu, layer_norm, linear
+from npgpt2.weights import HParams
+
+Tokens = npt.NDArray[np.intp]
+
+# Positions that a new cache has room for, at the least.
+SMALLEST_CACHE = 64
+
+
+class Cache:
+    """What one sequence's positions so far have left behind for those to come: their keys and values in each layer.
+
+    k, v: (n_layer, H, capacity, D) float32, of which the first `length` positions are filled. The capacity doubles as
+    needed up to n_ctx; a cache of 124M takes 72 kB a position.
+    """
+
+    def __init__(self, hparams: HParams) -> None:
+        self._hparams = hparams
+        self.length = 0
+        self.k = self.v = np.empty((hparams.n_layer, hparams.n_head, 0, hparams.n_embd // hparams.n_head), np.float32)
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` positions in all; more than n_ctx raise ValueError."""
+        n_ctx, capacity = self._hparams.n_ctx, self.k.shape[2]
+        if length > n_ctx:
+            raise ValueError(f"{length} positions are more than the model's n_ctx of {n_ctx}")
+        if length > capacity:
+            capacity = min(n_ctx, max(length, 2 * capacity, SMALLEST_CACHE))
+            self.k, self.v = self._grown(self.k, capacity), self._grown(self.v, capacity)
+
+    def _grown(self, old: Array, capacity: int) -> Array:
+        new = np.empty((*old.shape[:2], capacity, old.shape[3]), np.float32)
+        new[:, :, : self.length] = old[:, :, : self.length]
+        return new
+
+
+def attention(
+    x: Array, weights: Mapping[str, Array], layer: int, n_head: int, rows: Sequence[slice], caches: Sequence[Cache]
+) -> Array:
+    """Multi-head self-attention of each sequence over its own past and new positions: `attn` in OpenAI's model.py.
+
+    x: (N, C), where `rows` says which rows are whose → (N, C). New keys and values are put into the caches.
+    """
+    at = f"h{layer}/attn"
+    N, C = x.shape
+    qkv = linear(x, weights[f"{at}/c_attn/w"], weights[f"{at}/c_attn/b"])  # (N, C) -> (N, 3C)
+    qkv = qkv.reshape(N, 3, n_head, C // n_head).transpose(1, 2, 0, 3)  # -> (3, H, N, D)
+    y = np.empty((N, C), np.float32)
+    for own, cache in zip(rows, caches, strict=True):
+        q, k, v = qkv[:, :, own]  # 3 x (H, T, D)
+        start, end = cache.length, cache.length + q.shape[1]  # T -> S
+        cache.k[layer, :, start:end] = k
+        cache.v[layer, :, start:end] = v
+        y[own] = causal_attention(q, cache.k[layer, :, :end], cache.v[layer, :, :end])
+    return linear(y, weights[f"{at}/c_proj/w"], weights[f"{at}/c_proj/b"])
+
+
+def mlp(x: Array, weights: Mapping[str, Array], layer: int) -> Array:
+    """The feed-forward half of a layer: `mlp` in OpenAI's model.py. x: (N, C) → (N, C)."""
+    at = f"h{layer}/mlp"
+    h = gelu(linear(x, weights[f"{at}/c_fc/w"], weights[f"{at}/c_fc/b"]))  # (N, C) -> (N, 4C)
+    return linear(h, weights[f"{at}/c_proj/w"], weights[f"{at}/c_proj/b"])  # -> (N, C)
+
+
+def forward(
+    weights: Mapping[str, Array],
+    hparams: HParams,
+    tokens: Sequence[Tokens],
+    caches: Sequence[Cache],
+    all_positions: bool = False,
+) -> Array:
+    """Read each sequence's new tokens; return the logits of what comes next.
+
+    weights: a model's variables by their names in OpenAI's checkpoint · tokens: for each of the B sequences its new
+    token ids, (T,) of at least one, where T can differ · caches: each sequence's past, to which its new positions are
+    added → (B, V) float32, after the last token of each; with `all_positions` (N, V), after every token, where N is
+    the sum of all T. `model` in OpenAI's model.py.
+    """
+    lengths = [len(new) for new in tokens]
+    for cache, length in zip(caches, lengths, strict=True):
+        cache.reserve(cache.length + length)
+    ends = np.cumsum(lengths)
+    rows = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    positions = np.concatenate([np.arange(c.length, c.length + n) for c, n in zip(caches, lengths, strict=True)])
+
+    x = weights["wte"][np.concatenate(tokens)] + weights["wpe"][positions]  # (N,) -> (N, C)
+    for layer in range(hparams.n_layer):
+        h = layer_norm(x, weights[f"h{layer}/ln_1/g"], weights[f"h{layer}/ln_1/b"])
+        x += attention(h, weights, layer, hparams.n_head, rows, caches)
+        h = layer_norm(x, weights[f"h{layer}/ln_2/g"], weights[f"h{layer}/ln_2/b"])
+        x += mlp(h, weights, layer)
+    for cache, length in zip(caches, lengths, strict=True):
+        cache.length += length
+
+    if not all_positions:
+        x = x[ends - 1]  # (N, C) -> (B, C)
+    x = layer_norm(x, weights["ln_f/g"], weights["ln_f/b"])
+    return x @ weights["wte"].T  # -> (B, V) or (N, V)

@@ -1,0 +1,199 @@
+"""Text to tokens and back: GPT-2's byte-level byte pair encoding.
+
+Text is split into words by a pattern; each word becomes UTF-8 bytes, and neighbours are merged, the most frequent
+pairs of the training text first, until no more merges apply. What is left are the tokens. Every string can be encoded,
+since every byte is a token, and decoding gives it back.
+
+A vocabulary is two files: `encoder.json` numbers the tokens, and `vocab.bpe` lists the merges in order. Both write
+bytes as printable characters. Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.2;
+the same as OpenAI's `src/encoder.py`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from pathlib import Path
+
+import regex
+
+from npgpt2.files import parse_json_object, read_bounded
+
+END_OF_TEXT = "<|endoftext|>"
+# English contractions; letters, digits, or other signs, each with the space before them; white space, of which the
+# last one is left to the word that follows.
+WORDS = regex.compile(r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+")
+# The names that OpenAI and transformers give the two files.
+FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+# English text of any length uses fewer words than this, and nearly all are shorter.
+CACHED_WORDS = 2**16
+CACHED_LENGTH = 32
+
+
+def _byte_characters() -> str:
+    """The character that stands for each byte in a vocabulary's files.
+
+    Bytes that are printable in Latin-1 stand for themselves; the others, in order, are the characters from 256 on.
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+BYTE_CHARACTERS = _byte_characters()
+_TO_LATIN_1 = {ord(character): byte for byte, character in enumerate(BYTE_CHARACTERS)}
+
+
+def read_vocabulary(folder: Path) -> tuple[bytes, bytes] | None:
+    """The contents of a folder's two vocabulary files; None where it has neither. One without the other is an error."""
+    for names in FILES:
+        paths = [folder / name for name in names]
+        if any(path.is_file() for path in paths):
+            encoder, merges = (read_bounded(path) for path in paths)
+            return encoder, merges
+    return None
+
+
+class Tokenizer:
+    """Encodes text as token ids, and decodes them.
+
+    encoder_json, vocab_bpe: the contents of the two files · source: what to call them in errors. Files that are
+    damaged, or don't belong together, raise ValueError. `len()` is the number of tokens.
+    """
+
+    def __init__(self, encoder_json: bytes, vocab_bpe: bytes, source: str = "vocabulary") -> None:
+        ids = parse_json_object(encoder_json, f"{source}: encoder.json")
+        if any(type(token) is not int for token in ids.values()) or set(ids.values()) != set(range(len(ids))):
+            raise ValueError(f"{source}: encoder.json doesn't number its {len(ids)} tokens from 0 to {len(ids) - 1}")
+        self._bytes: list[bytes] = [b""] * len(ids)
+        for text, token in ids.items():
+            try:
+                self._bytes[token] = text.translate(_TO_LATIN_1).encode("latin-1")
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"{source}: encoder.json has the entry {text!r}, which doesn't stand for bytes"
+                ) from None
+        for character in BYTE_CHARACTERS:
+            if character not in ids:
+                raise ValueError(f"{source}: encoder.json has no entry {character!r}, the sign of a single byte")
+        self._byte_ids = [ids[character] for character in BYTE_CHARACTERS]
+        # (left token, right token) -> (which merge this is, token that they become)
+        self._merges: dict[tuple[int, int], tuple[int, int]] = {}
+        try:
+            lines = vocab_bpe.decode("utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source}: vocab.bpe is not UTF-8 at byte {error.start}") from None
+        first = 1 if lines[0].startswith("#version") else 0
+        for number, line in enumerate(lines[first:], first + 1):
+            if not line.rstrip("\r"):
+                continue
+            left, _, right = line.rstrip("\r").partition(" ")
+            try:
+                self._merges.setdefault((ids[left], ids[right]), (number, ids[left + right]))
+            except KeyError as error:
+                raise ValueError(
+                    f"{source}: vocab.bpe line {number}: {error} is not in encoder.json; the two files"
+                    " don't belong together, or are damaged"
+                ) from None
+        self.end_of_text: int | None = ids.get(END_OF_TEXT)
+        self._cache: dict[str, list[int]] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read the vocabulary in a folder: `encoder.json` and `vocab.bpe`, or `vocab.json` and `merges.txt`."""
+        texts = read_vocabulary(Path(folder))
+        if texts is None:
+            raise FileNotFoundError(f"{folder}: holds no vocabulary (encoder.json and vocab.bpe)")
+        return cls(*texts, source=str(folder))
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """The tokens of a text.
+
+        `<|endoftext|>` in it is text like any other unless `allow_special`, which makes it the token of that name.
+        Halves of surrogate pairs, which are not Unicode text, are put together or replaced by U+FFFD.
+
+            >>> tokenizer.encode("Alan Turing")                                        # doctest: +SKIP
+            [36235, 39141]
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if not allow_special or self.end_of_text is None:
+            return self._encode_ordinary(text)
+        first, *others = text.split(END_OF_TEXT)
+        tokens = self._encode_ordinary(first)
+        for part in others:
+            tokens.append(self.end_of_text)
+            tokens += self._encode_ordinary(part)
+        return tokens
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        cache = self._cache
+        tokens: list[int] = []
+        for word in WORDS.findall(text):
+            known = cache.get(word)
+            if known is None:
+                known = self._merge([self._byte_ids[byte] for byte in word.encode("utf-8")])
+                if len(word) <= CACHED_LENGTH:
+                    if len(cache) >= CACHED_WORDS:
+                        cache.clear()
+                    cache[word] = known
+            tokens += known
+        return tokens
+
+    def _merge(self, tokens: list[int]) -> list[int]:
+        """Apply the merges to a word's bytes: always the earliest in the list, to all its pairs from left to right.
+
+        Pairs are kept by merge, and the merges in a heap, so that each step looks only at what it changes: n bytes
+        take about n log n steps, where looking for the earliest pair over and over would take n².
+        """
+        merges = self._merges
+        end = len(tokens)
+        following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
+        pairs: dict[int, list[int]] = {}  # which merge -> where its left tokens are
+        for position in range(end - 1):
+            if merge := merges.get((tokens[position], tokens[position + 1])):
+                pairs.setdefault(merge[0], []).append(position)
+        heap = list(pairs)
+        heapq.heapify(heap)
+        while heap:
+            number = heapq.heappop(heap)
+            for left in sorted(pairs.pop(number)):
+                # A token that another merge took away is -1; one that it changed may no longer make this pair.
+                right = following[left]
+                if right >= end or (merge := merges.get((tokens[left], tokens[right]))) is None or merge[0] != number:
+                    continue
+                tokens[left], tokens[right] = merge[1], -1
+                following[left] = after = following[right]
+                if after < end:
+                    preceding[after] = left
+                for position in (preceding[left], left):
+                    if position >= 0 and following[position] < end:
+                        found = merges.get((tokens[position], tokens[following[position]]))
+                        if found and found[0] not in pairs:
+                            pairs[found[0]] = [position]
+                            heapq.heappush(heap, found[0])
+                        elif found:
+                            pairs[found[0]].append(position)
+        return [token for token in tokens if token >= 0]
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        """The bytes that tokens stand for; an id that is not in the vocabulary raises ValueError."""
+        parts = []
+        for token in tokens:
+            if not 0 <= token < len(self._bytes):
+                raise ValueError(f"token {token} is not in the vocabulary, which goes from 0 to {len(self) - 1}")
+            parts.append(self._bytes[token])
+        return b"".join(parts)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens; bytes that are not UTF-8, as when a character is cut in two, become U+FFFD.
+
+        >>> tokenizer.decode([36235, 39141])                                       # doctest: +SKIP
+        'Alan Turing'
+        """
+        return self.decode_bytes(tokens).decode("utf-8", "replace")

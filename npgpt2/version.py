@@ -1,0 +1,3 @@
+"""The version, where reading it imports nothing else."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,292 @@
+"""The model file: one `.npz` with everything that a run needs, opened without reading it.
+
+An `.npz` is a zip file of `.npy` files. Ours stores each of the model's variables uncompressed, with its numbers at an
+offset that is a multiple of 64 bytes, so that the file can be mapped into memory and used as it lies there: nothing is
+copied, and processes that run the same model share its pages. `hparams.json` says the model's sizes; `encoder.json`
+and `vocab.bpe` are its vocabulary, where known. What converts checkpoints into such files is in `convert.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import mmap
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from npgpt2.files import TEXT_FILE_LIMIT, parse_json_object, replacing
+
+Array = npt.NDArray[np.float32]
+
+# A cache line, and the widest vector register.
+ALIGNMENT = 64
+# Pieces in which arrays are checked: small enough to stay in the cache from one check to the next.
+CHUNK = 2**20
+# Trained weights don't compress. A file that grows by more than this was made to exhaust memory.
+LARGEST_COMPRESSION = 20
+# What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, OSError, ValueError)
+VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
+
+
+@dataclass(frozen=True)
+class HParams:
+    """A model's sizes, under the names that OpenAI's `hparams.json` gives them.
+
+    n_vocab: entries of the vocabulary · n_ctx: positions that the model can see · n_embd: width of the residual
+    stream · n_head: attention heads of a layer · n_layer: layers. Values that no GPT-2 can have raise ValueError.
+
+    >>> HParams(n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12).n_head
+    12
+    """
+
+    n_vocab: int
+    n_ctx: int
+    n_embd: int
+    n_head: int
+    n_layer: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is not int or not 1 <= value < 2**31:
+                raise ValueError(f"{name} is {value!r}, where a whole number of at least 1 is expected")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} can't be divided among n_head {self.n_head} heads")
+
+    @classmethod
+    def from_json(cls, data: bytes, source: str) -> HParams:
+        """Read an `hparams.json`; entries that are no hyperparameter of GPT-2 are passed over."""
+        values = parse_json_object(data, source)
+        for field in fields(cls):
+            if field.name not in values:
+                raise ValueError(f"{source}: {field.name} is missing")
+        try:
+            return cls(**{field.name: values[field.name] for field in fields(cls)})
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+
+
+def variable_shapes(hparams: HParams) -> dict[str, tuple[int, ...]]:
+    """Every variable of a model of these sizes: its name in the checkpoint, without `model/`, and its shape.
+
+    >>> variable_shapes(HParams(50257, 1024, 768, 12, 12))["h11/attn/c_attn/w"]
+    (768, 2304)
+    """
+    C = hparams.n_embd
+    shapes: dict[str, tuple[int, ...]] = {"wte": (hparams.n_vocab, C), "wpe": (hparams.n_ctx, C)}
+    for layer in range(hparams.n_layer):
+        for norm in ("ln_1", "ln_2"):
+            shapes |= {f"h{layer}/{norm}/g": (C,), f"h{layer}/{norm}/b": (C,)}
+        for linear, n_in, n_out in (
+            ("attn/c_attn", C, 3 * C),
+            ("attn/c_proj", C, C),
+            ("mlp/c_fc", C, 4 * C),
+            ("mlp/c_proj", 4 * C, C),
+        ):
+            shapes |= {f"h{layer}/{linear}/w": (n_in, n_out), f"h{layer}/{linear}/b": (n_out,)}
+    return shapes | {"ln_f/g": (C,), "ln_f/b": (C,)}
+
+
+def all_finite(array: Array) -> bool:
+    """Whether no value is NaN or infinite; looks at a piece at a time, so that no mask of the array's size is made."""
+    flat = array.ravel(order="K")  # a view, in the order of memory
+    return all(np.isfinite(flat[start : start + CHUNK]).all() for start in range(0, flat.size, CHUNK))
+
+
+def write(
+    path: Path, hparams: HParams, arrays: Iterable[tuple[str, Array]], vocabulary: tuple[bytes, bytes] | None
+) -> None:
+    """Write a model file; it appears at `path` once it is complete and on disk.
+
+    arrays: pairs of name and float32 array, taken one at a time, so that a generator keeps memory small ·
+    vocabulary: the contents of `encoder.json` and `vocab.bpe`, or None. The same input gives the same bytes.
+    """
+    with replacing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        members = dict(zip(VOCABULARY_FILES, vocabulary, strict=True)) if vocabulary else {}
+        members = {"hparams.json": json.dumps(asdict(hparams)).encode()} | members
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+        for name, array in arrays:
+            if name.endswith("/w"):
+                # Matrices lie in the file by columns (Fortran's order, as the .npy header says), since decoding
+                # multiplies one row by them: a dot product with each column in turn reads memory 1.2 to 1.5 times as
+                # fast as adding up scaled rows.
+                array = np.asfortranarray(array)
+            member = zipfile.ZipInfo(f"{name}.npy")
+            # The data starts behind a local header of 30 bytes, the name, and an extra field: number 0xD935, which
+            # Android's zipalign uses for this, its length, the alignment, and as many zeros as it takes. The .npy
+            # header that comes first is itself a multiple of 64 bytes long.
+            padding = -(file.tell() + 30 + len(member.filename) + 6) % ALIGNMENT
+            member.extra = struct.pack("<HHH", 0xD935, 2 + padding, ALIGNMENT) + bytes(padding)
+            with archive.open(member, "w") as out:
+                header = np.lib.format.header_data_from_array_1_0(array)
+                np.lib.format.write_array_header_1_0(out, header)
+                flat = array.astype("<f4", copy=False).ravel(order="K")
+                for start in range(0, flat.size, CHUNK):
+                    out.write(flat[start : start + CHUNK].data)
+
+
+class _Member(NamedTuple):
+    """Where an array lies in the file."""
+
+    info: zipfile.ZipInfo
+    start: int  # of the member's data in the file: first the .npy header, then the numbers
+    header_size: int
+    dtype: np.dtype[Any]
+    order: Literal["C", "F"]  # whether the last index of a matrix changes fastest, or the first
+
+
+class Weights(dict[str, Array]):
+    """A model's variables by name: read-only float32 arrays, memory-mapped where the file allows it.
+
+    A variable is looked up in the file, checked against the checksum that the zip file keeps, and searched for
+    NaN and infinity when it is first asked for; from then on this is an ordinary dictionary. Opening therefore takes
+    milliseconds whatever the size, and nothing that was not checked is ever computed with. Damage raises ValueError.
+    The file must not be changed while it is open; replacing it by renaming another over it is safe.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        open(path, "rb").close()  # what the system refuses has the system's own message
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except _ZIP_ERRORS as error:
+            raise ValueError(
+                f"{path}: not a model file, or cut short ({error}); convert or download it again"
+            ) from None
+        assert self._zip.fp is not None
+        self._map = mmap.mmap(self._zip.fp.fileno(), 0, access=mmap.ACCESS_READ)
+        self._infos = {info.filename: info for info in self._zip.infolist()}
+        if len(self._infos) != len(self._zip.infolist()):
+            raise self._broken("two members have the same name")
+        if "hparams.json" not in self._infos:
+            raise self._broken("hparams.json is missing from it; npgpt2 convert writes it")
+        self.hparams = HParams.from_json(self._read_small("hparams.json"), f"{path}: hparams.json")
+        # 16 variables at the most belong to one layer: a claim of more layers than the file has room for ends here,
+        # before their names are listed.
+        if self.hparams.n_layer > len(self._infos):
+            raise self._broken(f"n_layer is {self.hparams.n_layer}, but it holds {len(self._infos)} members")
+        self.shapes = variable_shapes(self.hparams)
+        self._members = {name: self._find(name, shape) for name, shape in self.shapes.items()}
+        expanded = sum(member.info.file_size for member in self._members.values())
+        if expanded > LARGEST_COMPRESSION * len(self._map):
+            raise self._broken(f"{len(self._map):,} bytes that expand to {expanded:,}")
+
+    def __missing__(self, name: str) -> Array:
+        member = self._members[name]
+        array = self._mapped(name, member) if self._can_map(member) else self._copied(name, member)
+        if not all_finite(array):
+            raise self._broken(f"variable {name} holds values that are not finite numbers (NaN or infinity)")
+        array.flags.writeable = False
+        self[name] = array
+        return array
+
+    @property
+    def dtype(self) -> str:
+        """The type in which the file stores the model's variables: float32, float16, or both."""
+        return " and ".join(sorted({member.dtype.name for member in self._members.values()}))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model consists of."""
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def vocabulary(self) -> tuple[bytes, bytes] | None:
+        """The contents of `encoder.json` and `vocab.bpe`, or None where the file has no vocabulary."""
+        if not any(name in self._infos for name in VOCABULARY_FILES):
+            return None
+        encoder, bpe = (self._read_small(name) for name in VOCABULARY_FILES)
+        return encoder, bpe
+
+    def _broken(self, what: str) -> ValueError:
+        return ValueError(f"{self.path}: {what}; convert or download the model again")
+
+    def _read_small(self, name: str) -> bytes:
+        """Read a member that is text, which has a sensible size or is refused."""
+        info = self._info(name)
+        if info.file_size > TEXT_FILE_LIMIT:
+            raise self._broken(f"{name} is larger than {TEXT_FILE_LIMIT:,} bytes")
+        try:
+            return self._zip.read(info)
+        except _ZIP_ERRORS as error:
+            raise self._broken(f"{name} can't be read ({error})") from None
+
+    def _info(self, name: str) -> zipfile.ZipInfo:
+        """The zip file's entry for a member that must be there, in one of the two ways that NumPy writes them."""
+        info = self._infos.get(name)
+        if info is None:
+            raise self._broken(f"{name} is missing from it")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise self._broken(f"{name} is compressed by method {info.compress_type}, which NumPy doesn't use")
+        return info
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> _Member:
+        """Locate a variable and read the header that says its type and shape, which must be `shape`."""
+        info = self._info(f"{name}.npy")
+        local = self._map[info.header_offset : info.header_offset + 30]
+        if len(local) < 30 or local[:4] != b"PK\x03\x04":
+            raise self._broken(f"variable {name} has no zip header where one is expected")
+        start = info.header_offset + 30 + sum(struct.unpack_from("<HH", local, 26))
+        try:
+            with self._zip.open(info) as file:
+                version = np.lib.format.read_magic(file)
+                if version != (1, 0):
+                    raise ValueError(f".npy version {version[0]}.{version[1]}")
+                (size,) = struct.unpack("<H", file.read(2))
+                # What numpy.lib.format does too, at a tenth of the time; this is most of what opening a model takes.
+                header = ast.literal_eval(file.read(size).decode("latin-1"))
+                dtype, found = np.dtype(header["descr"]), header["shape"]
+                order: Literal["C", "F"] = "F" if header["fortran_order"] else "C"
+        except (*_ZIP_ERRORS, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+            raise self._broken(f"variable {name} has no proper header ({error})") from None
+        if dtype not in (np.dtype("<f4"), np.dtype("<f2")):
+            raise self._broken(f"variable {name} has type {dtype}, where float32 or float16 is expected")
+        if found != shape:
+            raise self._broken(f"variable {name} has shape {found}, where hparams.json asks for {shape}")
+        header_size = 10 + size
+        if info.file_size != header_size + int(np.prod(shape)) * dtype.itemsize:
+            raise self._broken(f"variable {name} has {info.file_size} bytes, which don't hold shape {shape}")
+        return _Member(info, start, header_size, dtype, order)
+
+    def _can_map(self, member: _Member) -> bool:
+        stored = member.info.compress_type == zipfile.ZIP_STORED and not member.info.flag_bits & 1
+        aligned = (member.start + member.header_size) % ALIGNMENT == 0
+        return stored and aligned and member.dtype == np.float32
+
+    def _mapped(self, name: str, member: _Member) -> Array:
+        """A view into the mapped file, once the checksum holds."""
+        end = member.start + member.info.file_size
+        if member.info.compress_size != member.info.file_size or end > len(self._map):
+            raise self._broken(f"variable {name} is cut short")
+        checksum = 0
+        with memoryview(self._map) as view:
+            for start in range(member.start, end, CHUNK):
+                checksum = zlib.crc32(view[start : min(start + CHUNK, end)], checksum)
+        if checksum != member.info.CRC:
+            raise self._broken(f"variable {name} is damaged (its checksum is wrong)")
+        size = int(np.prod(self.shapes[name]))
+        flat = np.frombuffer(self._map, "<f4", size, member.start + member.header_size)
+        return flat.reshape(self.shapes[name], order=member.order)
+
+    def _copied(self, name: str, member: _Member) -> Array:
+        """A copy, for what is compressed, unaligned or float16; zipfile checks the checksum."""
+        raw = np.empty(int(np.prod(self.shapes[name])), member.dtype)
+        view = raw.view(np.uint8).data
+        try:
+            with self._zip.open(member.info) as file:
+                file.read(member.header_size)
+                for start in range(0, len(view), CHUNK):
+                    view[start : start + CHUNK] = file.read(min(CHUNK, len(view) - start))
+                file.read(1)  # at the end, zipfile compares the checksum
+        except _ZIP_ERRORS as error:
+            raise self._broken(f"variable {name} is damaged ({error})") from None
+        return raw.astype(np.float32, copy=False).reshape(self.shapes[name], order=member.order)

@@ -1,0 +1,11 @@
+"""Fetch a model that OpenAI released, and convert it: the command `npgpt2 download`, without installing npgpt2."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from npgpt2.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["download", *sys.argv[1:]]))
