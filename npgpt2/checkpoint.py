@@ -27,9 +27,12 @@ from npgpt2.files import read_bounded
 Bytes = npt.NDArray[np.uint8]
 
 # A real index takes 50 to 100 bytes a variable: under 200 kB for 1558M with an optimizer's variables.
-INDEX_LIMIT = 4 * 2**20
-# Keys share prefixes, so that without a bound a small file could make gigabytes of them.
-KEY_LIMIT = 4096
+INDEX_LIMIT = 2 * 2**20
+# Keys share prefixes, so that without bounds on one and on all together a small file could make gigabytes of them.
+KEY_LIMIT = 1024
+KEYS_LIMIT = 2 * INDEX_LIMIT
+# The `checkpoint` file beside it: a line for each checkpoint in the folder.
+STATE_LIMIT = 2**20
 # TensorFlow's own.
 RANK_LIMIT = 254
 TABLE_MAGIC = 0xDB4775248B80FB57
@@ -135,7 +138,7 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = _Cursor(table[-FOOTER_SIZE:])
     _meta_index = footer.varint(), footer.varint()  # these tables leave it empty
     _, index = _read_block(table, footer)
-    previous, previous_end = None, 0
+    previous, previous_end, keys_size = None, 0, 0
     for _, handle in _entries(index):
         end, block = _read_block(table, _Cursor(handle))
         # Blocks lie one behind the other. Without this check, a small file could list one block a million times.
@@ -146,13 +149,16 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
             if previous is not None and key <= previous:
                 raise ValueError("its keys are out of order")
             previous = key
+            keys_size += len(key)
+            if keys_size > KEYS_LIMIT:
+                raise ValueError(f"its keys take more than {KEYS_LIMIT:,} bytes")
             yield key, value
 
 
 # ---- The checkpoint
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """What the index says of a variable: `BundleEntryProto` in tensor_bundle.proto. One that is `sliced` has no data."""
 
@@ -236,12 +242,12 @@ class Checkpoint:
         return data, dtype
 
 
-_STATE_PATH = re.compile(rb'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
+_STATE_PATH = re.compile(rb'^[ \t]*model_checkpoint_path[ \t]*:[ \t]*"([^"\\\n]*(?:\\.[^"\\\n]*)*)"', re.MULTILINE)
 
 
 def _latest(state: Path) -> str:
     """The name, without folders, of the checkpoint that a `checkpoint` file calls the latest."""
-    match = _STATE_PATH.search(read_bounded(state))
+    match = _STATE_PATH.search(read_bounded(state, STATE_LIMIT))
     if match is None:
         raise ValueError(f"{state}: has no model_checkpoint_path; give the checkpoint's own path instead")
     # The path is quoted as in C: bytes outside of ASCII by their octal number, the rest by a backslash.
@@ -259,14 +265,14 @@ def find_prefix(source: Path) -> Path | None:
     name in this folder is the one. None where there is no checkpoint; ValueError where it can't be told which.
     """
     if not source.is_dir():
-        prefix = source.with_name(re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", source.name))
+        prefix = source.with_name(re.sub(r"(?<=.)\.(index|meta|data-\d{5}-of-\d{5})$", "", source.name))
         return prefix if prefix.with_name(prefix.name + ".index").is_file() else None
     found = sorted(path.name.removesuffix(".index") for path in source.glob("*.index"))
     state = source / "checkpoint"
     if state.is_file():
         name = _latest(state)
         if name not in found:
-            raise FileNotFoundError(f"{source / name}.index: no such file, though {state} names it")
+            raise FileNotFoundError(f"{source}: holds no {f'{name}.index'!r}, though {state} names it")
         return source / name
     if len(found) > 1:
         raise ValueError(f"{source}: holds {', '.join(found)}, and no file `checkpoint` to tell which; give one's path")

@@ -16,7 +16,9 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from math import prod
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -32,8 +34,12 @@ ALIGNMENT = 64
 CHUNK = 2**20
 # Trained weights don't compress. A file that grows by more than this was made to exhaust memory.
 LARGEST_COMPRESSION = 20
+# NumPy's own headers take 118 bytes; its reader accepts no more than this either.
+NPY_HEADER_LIMIT = 10_000
 # What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, OSError, ValueError)
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError,
+)  # fmt: skip
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
 
 
@@ -55,9 +61,9 @@ class HParams:
     n_layer: int
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in vars(self).items():
             if type(value) is not int or not 1 <= value < 2**31:
-                raise ValueError(f"{name} is {value!r}, where a whole number of at least 1 is expected")
+                raise ValueError(f"{name} is {shortened(value)}, where a whole number of at least 1 is expected")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} can't be divided among n_head {self.n_head} heads")
 
@@ -113,25 +119,37 @@ def write(
         members = dict(zip(VOCABULARY_FILES, vocabulary, strict=True)) if vocabulary else {}
         members = {"hparams.json": json.dumps(asdict(hparams)).encode()} | members
         for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name), data)
+            archive.writestr(_member(name), data)
         for name, array in arrays:
-            if name.endswith("/w"):
-                # Matrices lie in the file by columns (Fortran's order, as the .npy header says), since decoding
-                # multiplies one row by them: a dot product with each column in turn reads memory 1.2 to 1.5 times as
-                # fast as adding up scaled rows.
-                array = np.asfortranarray(array)
-            member = zipfile.ZipInfo(f"{name}.npy")
-            # The data starts behind a local header of 30 bytes, the name, and an extra field: number 0xD935, which
-            # Android's zipalign uses for this, its length, the alignment, and as many zeros as it takes. The .npy
-            # header that comes first is itself a multiple of 64 bytes long.
-            padding = -(file.tell() + 30 + len(member.filename) + 6) % ALIGNMENT
-            member.extra = struct.pack("<HHH", 0xD935, 2 + padding, ALIGNMENT) + bytes(padding)
-            with archive.open(member, "w") as out:
-                header = np.lib.format.header_data_from_array_1_0(array)
-                np.lib.format.write_array_header_1_0(out, header)
-                flat = array.astype("<f4", copy=False).ravel(order="K")
-                for start in range(0, flat.size, CHUNK):
-                    out.write(flat[start : start + CHUNK].data)
+            _write_array(archive, name, array, at=file.tell())
+            del array  # before the next one is made
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.create_system = 3  # Unix, so that the file is the same whichever system writes it
+    return info
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: Array, at: int) -> None:
+    """Add an array to the zip file, which is `at` bytes long, so that its numbers are aligned."""
+    member = _member(f"{name}.npy")
+    # The data starts behind a local header of 30 bytes, the name, and an extra field: number 0xD935, which Android's
+    # zipalign uses for this, its length, the alignment, and as many zeros as it takes. The .npy header that comes
+    # first is itself a multiple of 64 bytes long.
+    padding = -(at + 30 + len(member.filename) + 6) % ALIGNMENT
+    member.extra = struct.pack("<HHH", 0xD935, 2 + padding, ALIGNMENT) + bytes(padding)
+    # The matrices of linear layers lie in the file by columns (Fortran's order, as the .npy header says), since
+    # decoding multiplies one row by them: a dot product with each column in turn reads memory 1.2 to 1.5 times as
+    # fast as adding up scaled rows.
+    by_columns = name.endswith("/w")
+    with archive.open(member, "w") as out:
+        header = {"descr": "<f4", "fortran_order": by_columns, "shape": array.shape}
+        np.lib.format.write_array_header_1_0(out, header)
+        rows = array.T if by_columns else array
+        step = max(1, CHUNK // prod(rows.shape[1:]))
+        for start in range(0, len(rows), step):
+            out.write(np.ascontiguousarray(rows[start : start + step], "<f4").data)
 
 
 class _Member(NamedTuple):
@@ -171,8 +189,8 @@ class Weights(dict[str, Array]):
         if "hparams.json" not in self._infos:
             raise self._broken("hparams.json is missing from it; npgpt2 convert writes it")
         self.hparams = HParams.from_json(self._read_small("hparams.json"), f"{path}: hparams.json")
-        # 16 variables at the most belong to one layer: a claim of more layers than the file has room for ends here,
-        # before their names are listed.
+        # Every layer takes some of the file's members, so that a claim of more layers ends here, before the names of
+        # their variables are listed.
         if self.hparams.n_layer > len(self._infos):
             raise self._broken(f"n_layer is {self.hparams.n_layer}, but it holds {len(self._infos)} members")
         self.shapes = variable_shapes(self.hparams)
@@ -198,7 +216,7 @@ class Weights(dict[str, Array]):
     @property
     def parameters(self) -> int:
         """How many numbers the model consists of."""
-        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+        return sum(prod(shape) for shape in self.shapes.values())
 
     def vocabulary(self) -> tuple[bytes, bytes] | None:
         """The contents of `encoder.json` and `vocab.bpe`, or None where the file has no vocabulary."""
@@ -216,7 +234,8 @@ class Weights(dict[str, Array]):
         if info.file_size > TEXT_FILE_LIMIT:
             raise self._broken(f"{name} is larger than {TEXT_FILE_LIMIT:,} bytes")
         try:
-            return self._zip.read(info)
+            with self._zip.open(info) as file:
+                return file.read(info.file_size)  # read() would expand all that is there before it looks at the size
         except _ZIP_ERRORS as error:
             raise self._broken(f"{name} can't be read ({error})") from None
 
@@ -242,18 +261,20 @@ class Weights(dict[str, Array]):
                 if version != (1, 0):
                     raise ValueError(f".npy version {version[0]}.{version[1]}")
                 (size,) = struct.unpack("<H", file.read(2))
+                if size > NPY_HEADER_LIMIT:
+                    raise ValueError(f".npy header of {size:,} bytes")
                 # What numpy.lib.format does too, at a tenth of the time; this is most of what opening a model takes.
                 header = ast.literal_eval(file.read(size).decode("latin-1"))
                 dtype, found = np.dtype(header["descr"]), header["shape"]
                 order: Literal["C", "F"] = "F" if header["fortran_order"] else "C"
         except (*_ZIP_ERRORS, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
-            raise self._broken(f"variable {name} has no proper header ({error})") from None
+            raise self._broken(f"variable {name} can't be read ({error})") from None
         if dtype not in (np.dtype("<f4"), np.dtype("<f2")):
             raise self._broken(f"variable {name} has type {dtype}, where float32 or float16 is expected")
         if found != shape:
             raise self._broken(f"variable {name} has shape {found}, where hparams.json asks for {shape}")
         header_size = 10 + size
-        if info.file_size != header_size + int(np.prod(shape)) * dtype.itemsize:
+        if info.file_size != header_size + prod(shape) * dtype.itemsize:
             raise self._broken(f"variable {name} has {info.file_size} bytes, which don't hold shape {shape}")
         return _Member(info, start, header_size, dtype, order)
 
@@ -273,13 +294,13 @@ class Weights(dict[str, Array]):
                 checksum = zlib.crc32(view[start : min(start + CHUNK, end)], checksum)
         if checksum != member.info.CRC:
             raise self._broken(f"variable {name} is damaged (its checksum is wrong)")
-        size = int(np.prod(self.shapes[name]))
+        size = prod(self.shapes[name])
         flat = np.frombuffer(self._map, "<f4", size, member.start + member.header_size)
         return flat.reshape(self.shapes[name], order=member.order)
 
     def _copied(self, name: str, member: _Member) -> Array:
         """A copy, for what is compressed, unaligned or float16; zipfile checks the checksum."""
-        raw = np.empty(int(np.prod(self.shapes[name])), member.dtype)
+        raw = np.empty(prod(self.shapes[name]), member.dtype)
         view = raw.view(np.uint8).data
         try:
             with self._zip.open(member.info) as file:

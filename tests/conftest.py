@@ -1,0 +1,39 @@
+"""What several test files need: the fixtures' folder, and the small model that TensorFlow trained."""
+
+from pathlib import Path
+
+import pytest
+
+import npgpt2
+from npgpt2.convert import convert
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def fixtures():
+    """The folder of small models that other libraries wrote; see its README."""
+    return TESTS / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def tiny(fixtures, tmp_path_factory):
+    """The model file made of the checkpoint that TensorFlow trained to know a passage by heart. Not to be changed."""
+    output = tmp_path_factory.mktemp("models") / "tiny.npz"
+    convert(fixtures / "tiny", output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def model(tiny):
+    """The model in `tiny`, loaded."""
+    return npgpt2.load(tiny)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real vocabularies and texts, which not every checkout has beside it."""
+    folder = TESTS.parent.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the data in {folder}, which is not there")
+    return folder

@@ -1,0 +1,73 @@
+"""The slow and obvious versions: what the fast ones in npgpt2 have to equal. float64, no cache, no blocks."""
+
+import numpy as np
+
+
+def linear(x, w, b):
+    return np.array(
+        [[sum(x[n, i] * w[i, j] for i in range(len(w))) + b[j] for j in range(len(b))] for n in range(len(x))]
+    )
+
+
+def layer_norm(x, gain, bias):
+    mean = x.mean(axis=-1, keepdims=True)
+    var = ((x - mean) ** 2).mean(axis=-1, keepdims=True)
+    return gain * (x - mean) / np.sqrt(var + 1e-5) + bias
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def causal_attention(q, k, v):
+    """One position and one head at a time. q: (H, T, D) · k, v: (H, S, D) → (T, C)."""
+    H, T, D = q.shape
+    S = k.shape[1]
+    y = np.zeros((T, H, D))
+    for h in range(H):
+        for t in range(T):
+            seen = S - T + t + 1
+            weights = softmax(np.array([q[h, t] @ k[h, s] / np.sqrt(D) for s in range(seen)]))
+            y[t, h] = sum(weights[s] * v[h, s] for s in range(seen))
+    return y.reshape(T, H * D)
+
+
+def logits(weights, hparams, tokens):
+    """The whole model on one sequence, every position from scratch. tokens: (T,) → (T, V) float64."""
+    w = {name: weights[name].astype(np.float64) for name in weights.shapes}
+    T, C, H = len(tokens), hparams.n_embd, hparams.n_head
+    x = w["wte"][tokens] + w["wpe"][:T]
+    for layer in range(hparams.n_layer):
+        at = f"h{layer}/"
+        h = layer_norm(x, w[at + "ln_1/g"], w[at + "ln_1/b"])
+        qkv = h @ w[at + "attn/c_attn/w"] + w[at + "attn/c_attn/b"]
+        q, k, v = (part.reshape(T, H, C // H).transpose(1, 0, 2) for part in np.split(qkv, 3, axis=-1))
+        x = x + causal_attention(q, k, v) @ w[at + "attn/c_proj/w"] + w[at + "attn/c_proj/b"]
+        h = layer_norm(x, w[at + "ln_2/g"], w[at + "ln_2/b"])
+        h = gelu(h @ w[at + "mlp/c_fc/w"] + w[at + "mlp/c_fc/b"])
+        x = x + h @ w[at + "mlp/c_proj/w"] + w[at + "mlp/c_proj/b"]
+    return layer_norm(x, w["ln_f/g"], w["ln_f/b"]) @ w["wte"].T
+
+
+def merge(word, ranks):
+    """OpenAI's way of merging: look for the earliest pair over and over. word: list of strings → list of strings."""
+    while len(word) > 1:
+        pairs = [(ranks[pair], pair) for pair in zip(word, word[1:], strict=False) if pair in ranks]
+        if not pairs:
+            break
+        _, best = min(pairs)
+        merged, i = [], 0
+        while i < len(word):
+            if tuple(word[i : i + 2]) == best:
+                merged.append(word[i] + word[i + 1])
+                i += 2
+            else:
+                merged.append(word[i])
+                i += 1
+        word = merged
+    return word

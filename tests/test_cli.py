@@ -1,0 +1,533 @@
+"""The commands, as a user runs them: what they print, what they read, how they fail, and with which status."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import npgpt2
+from npgpt2 import cli
+from npgpt2.arguments import build_parser, parse_arguments
+
+HEADER = f"{'=' * 40} SAMPLE {{}} {'=' * 40}\n"
+
+
+class Stdin(io.TextIOWrapper):
+    def __init__(self, data, terminal):
+        super().__init__(io.BytesIO(data))
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+@pytest.fixture
+def run(tiny, capsys, monkeypatch):
+    """Run a command in this process: status, standard output and standard error. `MODEL` stands for the model's path."""
+
+    def run(*arguments, stdin=b"", terminal=False):
+        monkeypatch.setattr(sys, "stdin", Stdin(stdin, terminal))
+        try:
+            status = cli.main([str(tiny) if argument == "MODEL" else str(argument) for argument in arguments])
+        except SystemExit as exit:
+            status = exit.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def failed(result, status, *parts):
+    """The command ended with this status and one line on standard error that holds all parts, and printed nothing."""
+    assert result[0] == status
+    assert result[1] == ""
+    assert result[2].count("\n") == 1, result[2]
+    assert "Traceback" not in result[2]
+    for part in parts:
+        assert part in result[2]
+    return True
+
+
+def spawn(*arguments, **options):
+    """Start the command as a process of its own."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, "-m", "npgpt2", *map(str, arguments)], **pipes)
+
+
+# ---- generate
+
+
+def test_generate_prints_the_continuation(run):
+    assert run("generate", "A language model", "-m", "MODEL", "--length", "4") == (0, " plays one small game\n", "")
+
+
+@pytest.mark.parametrize("stdin", [b"A language model", b"A language model\n"])
+def test_generate_reads_a_piped_prompt(run, stdin):
+    assert run("generate", "-m", "MODEL", "--length", "2", stdin=stdin)[1] == " plays one\n"
+
+
+def test_generate_reads_a_prompt_file(run, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes(b"A language model\n")
+    assert run("generate", "--file", tmp_path / "prompt.txt", "-m", "MODEL", "--length", "2")[1] == " plays one\n"
+
+
+@pytest.mark.parametrize("arguments", [{"terminal": True}, {"stdin": b""}])
+def test_generate_without_a_prompt_begins_a_text(run, arguments):
+    assert run("generate", "-m", "MODEL", "--length", "3", **arguments)[1] == "A language model\n"
+
+
+def test_generate_does_not_read_standard_input_when_it_has_a_prompt(run):
+    assert run("generate", "A language", "-m", "MODEL", "--length", "1", stdin=b"\xff")[1] == " model\n"
+
+
+def test_generate_takes_all_sampling_options(run, model):
+    options = [
+        "--length",
+        "9",
+        "--temperature=1.5",
+        "--top-k",
+        "40",
+        "--top_p=0.9",
+        "--seed",
+        "3",
+        "--stop",
+        "x",
+        "--stop=qq",
+    ]
+    expected = model.generate("So", length=9, temperature=1.5, top_k=40, top_p=0.9, seed=3, stop=["x", "qq"])
+    assert run("generate", "So", "-m", "MODEL", *options) == (0, expected + "\n", "")
+
+
+def test_generate_goes_on_past_the_end_of_text_if_told_to(run):
+    arguments = ["generate", " reach the last.", "-m", "MODEL", "--length", "4"]
+    assert run(*arguments)[1] == "\n"
+    assert run(*arguments, "--ignore-eot")[1] == "<|endoftext|>A language model\n"
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2", "3"])
+def test_generate_heads_several_samples(run, model, batch_size):
+    options = ["--length", "6", "--temperature", "2", "--seed", "8", "--nsamples", "3", "--batch-size", batch_size]
+    texts = model.samples("The", nsamples=3, length=6, temperature=2.0, seed=8)
+    expected = "".join(HEADER.format(number) + text + "\n" for number, text in enumerate(texts, 1))
+    assert run("generate", "The", "-m", "MODEL", *options) == (0, expected, "")
+
+
+def test_generate_writes_a_file(run, tmp_path):
+    (tmp_path / "story.txt").write_text("old")
+    result = run("generate", "A language", "-m", "MODEL", "--length", "1", "--output", tmp_path / "story.txt")
+    assert result == (0, "", "")
+    assert (tmp_path / "story.txt").read_bytes() == b" model\n"
+    assert os.listdir(tmp_path) == ["story.txt"]
+
+
+def test_a_file_is_kept_when_generating_fails(run, tmp_path, monkeypatch):
+    (tmp_path / "story.txt").write_text("old")
+
+    def fail(*args, **kwargs):
+        yield "half"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(npgpt2.GPT2, "samples", fail)
+    assert run("generate", "A", "-m", "MODEL", "--output", tmp_path / "story.txt")[0] == 130
+    assert (tmp_path / "story.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["story.txt"]
+
+
+# ---- unconditional and interactive
+
+
+def test_unconditional_prints_headed_samples_past_the_end_of_text(run, model):
+    result = run("unconditional", "--model_name=MODEL".replace("MODEL", str(model.weights.path)),
+                 "--nsamples=2", "--seed=1", "--temperature=0", "--top_k=0", "--length=190")  # fmt: skip
+    text = model.generate("", length=190, ignore_eot=True)
+    assert "<|endoftext|>" in text
+    assert result == (0, HEADER.format(1) + text + "\n" + HEADER.format(2) + text + "\n", "")
+
+
+def test_unconditional_generates_n_ctx_tokens_by_default(run, model):
+    out = run("unconditional", "--model_name", "MODEL", "--nsamples", "1", "--temperature", "0")[1]
+    assert out == HEADER.format(1) + model.generate("", length=192, ignore_eot=True) + "\n"
+
+
+def test_unconditional_prints_as_many_samples_as_asked_for_whatever_the_batch(run):
+    arguments = ["unconditional", "-m", "MODEL", "--length", "5", "--seed", "2", "--nsamples", "3"]
+    outputs = {run(*arguments, "--batch_size", size)[1] for size in ("1", "2", "4")}
+    assert len(outputs) == 1
+    assert outputs.pop().count(" SAMPLE ") == 3
+
+
+def test_interactive_answers_until_the_input_ends(run, model):
+    result = run(
+        "interactive", "--model-name", "MODEL", "--temperature", "0", "--length", "3", stdin=b"A language\n\nSo\n"
+    )
+    answers = [
+        HEADER.format(1) + model.generate(prompt, length=3) + "\n" + "=" * 80 + "\n" for prompt in ("A language", "So")
+    ]
+    prompt = "Model prompt >>> "
+    assert result == (0, f"{prompt}{answers[0]}{prompt}Prompt should not be empty!\n{prompt}{answers[1]}{prompt}\n", "")
+
+
+def test_interactive_generates_half_of_n_ctx_by_default(run, model):
+    out = run("interactive", "-m", "MODEL", "--temperature", "0", stdin=b"A language\n")[1]
+    assert model.generate("A language", length=96) + "\n" + "=" * 80 in out
+
+
+def test_interactive_numbers_samples_from_1_for_each_prompt_but_draws_new_ones(run):
+    arguments = ["interactive", "-m", "MODEL", "--seed", "1", "--nsamples", "2", "--length", "20", "--temperature", "3"]
+    out = run(*arguments, stdin=b"The\nThe\n")[1]
+    texts = re.findall(r"= SAMPLE (\d) =+\n(.*?)\n=", out, re.DOTALL)
+    assert [number for number, _ in texts] == ["1", "2", "1", "2"]
+    assert len({text for _, text in texts}) == 4
+    assert run(*arguments, "--batch_size", "2", stdin=b"The\nThe\n")[1] == out
+
+
+def test_interactive_wants_nsamples_to_be_a_multiple_of_batch_size(run):
+    assert failed(run("interactive", "--nsamples", "3", "--batch_size", "2"), 2, "nsamples 3", "batch_size 2")
+    assert failed(run("interactive", "--nsamples", "0"), 2, "nsamples 0")
+
+
+def test_every_option_can_be_spelled_both_ways():
+    one = parse_arguments(["unconditional", "--model_name=x", "--batch_size", "2", "--top_k=1", "--models_dir", "a_b"])
+    two = parse_arguments(["unconditional", "--model-name", "x", "--batch-size=2", "--top-k", "1", "--models-dir=a_b"])
+    del one.parser, two.parser
+    assert one == two
+    assert one.models_dir == "a_b"
+    assert parse_arguments(["generate", "--", "--not_an_option"]).prompt == "--not_an_option"
+
+
+# ---- encode and decode
+
+
+def test_encode_and_decode_are_inverse(run, model):
+    text = "A language model,\nit has 2 eyes — é"
+    ids = run("encode", text, "-m", "MODEL")[1]
+    assert [int(token) for token in ids.split()] == model.tokenizer.encode(text)
+    assert ids.count("\n") == 1
+    assert run("decode", *ids.split(), "-m", "MODEL") == (0, text + "\n", "")
+    assert run("decode", "-m", "MODEL", stdin=ids.encode())[1] == text + "\n"
+
+
+def test_encode_reads_files_and_pipes_and_vocabulary_folders(run, model, fixtures, tmp_path):
+    (tmp_path / "text.txt").write_bytes("é\n".encode())
+    expected = " ".join(map(str, model.tokenizer.encode("é"))) + "\n"
+    assert run("encode", "--file", tmp_path / "text.txt", "--vocab", fixtures / "tiny")[1] == expected
+    assert run("encode", "-m", "MODEL", stdin="é\n".encode())[1] == expected
+
+
+def test_encode_takes_end_of_text_for_the_token_if_told_to(run):
+    assert run("encode", "<|endoftext|>", "--allow-special", "-m", "MODEL")[1] == "519\n"
+    assert run("encode", "<|endoftext|>", "-m", "MODEL")[1] != "519\n"
+
+
+def test_decode_takes_a_list_from_each_line(run):
+    result = run("decode", "-m", "MODEL", stdin=b"[64, 65]\n66,67\r\n\n68 69")
+    texts = [run("decode", *ids, "-m", "MODEL")[1] for ids in (["64", "65"], ["66", "67"], [], ["68", "69"])]
+    assert result[1] == "".join([*texts[:2], "\n", texts[3]])
+
+
+def test_decode_refuses_what_is_no_token(run):
+    assert failed(run("decode", "12", "x", "-m", "MODEL"), 1, "'12 x' is not a list of token ids")
+    assert failed(run("decode", "520", "-m", "MODEL"), 1, "token 520 is not in the vocabulary")
+
+
+def test_encode_writes_a_training_set(run, model, tmp_path):
+    end = "<|endoftext|>"
+    texts = {"a.txt": "It has no eyes", "b.txt": "and no ears" * 10, "deep/c.txt": "So read slowly"}
+    for name, text in texts.items():
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).write_text(text)
+    out = tmp_path / "tokens.npz"
+    result = run("encode", tmp_path / "texts", "-o", out, "-m", "MODEL", "--combine", "100")
+    assert result[0] == 0
+    assert "3 files" in result[1]
+    with np.load(out) as archive:
+        assert archive.files == ["arr_0", "arr_1"]
+        chunks = [archive[name] for name in archive.files]
+    assert [chunk.dtype for chunk in chunks] == [np.int32] * 2
+    decoded = [model.tokenizer.decode(chunk) for chunk in chunks]
+    assert decoded == [texts["a.txt"] + end + texts["b.txt"] + end, texts["deep/c.txt"] + end]
+    assert sum((chunk == 519).sum() for chunk in chunks) == 3
+
+    again = tmp_path / "again.npz"
+    assert run("encode", out, tmp_path / "texts" / "*.txt", "-o", again, "-m", "MODEL")[0] == 0
+    with np.load(again) as archive:
+        assert [len(archive[name]) for name in archive.files][:2] == [len(chunk) for chunk in chunks]
+        assert model.tokenizer.decode(archive["arr_2"]) == decoded[0]
+
+
+def test_a_training_set_of_what_is_none_is_refused_and_nothing_written(run, tmp_path):
+    (tmp_path / "bad.npz").write_bytes(b"PK")
+    np.savez(tmp_path / "floats.npz", np.zeros(3))
+    np.savez(tmp_path / "large.npz", np.array([520]))
+    np.savez(tmp_path / "objects.npz", np.array([{}], object))
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    before = sorted(os.listdir(tmp_path))
+    for name, message in (
+        ("bad.npz", "not a training set"),
+        ("floats.npz", "arr_0 is not a list of tokens"),
+        ("large.npz", "tokens that are not in the vocabulary of 520"),
+        ("objects.npz", "not a training set"),
+        ("latin.txt", "latin.txt: not UTF-8 at byte 3 (0xe9)"),
+        ("missing*", "no such file"),
+    ):
+        assert failed(run("encode", tmp_path / name, "-o", tmp_path / "out.npz", "-m", "MODEL"), 1, message)
+        assert sorted(os.listdir(tmp_path)) == before
+
+
+# ---- info, convert, download
+
+
+def test_info_shows_what_a_model_is(run, tiny):
+    status, out, err = run("info", "MODEL")
+    assert (status, err) == (0, "")
+    shown = dict(re.split(" +", line, maxsplit=1) for line in out.replace("file size", "file-size").splitlines())
+    assert shown == {
+        "model": str(tiny),
+        "n_vocab": "520", "n_ctx": "192", "n_embd": "48", "n_head": "4", "n_layer": "2",
+        "parameters": "90,816", "file-size": f"{tiny.stat().st_size:,} bytes", "type": "float32",
+        "vocabulary": "520 tokens",
+    }  # fmt: skip
+
+
+def test_info_of_a_model_without_a_vocabulary(run, fixtures, tmp_path):
+    assert run("convert", fixtures / "finetuned", "-o", tmp_path / "model.npz")[0] == 0
+    assert "none" in run("info", tmp_path / "model.npz")[1]
+
+
+def test_version(run):
+    assert run("--version") == (0, f"npgpt2 {npgpt2.__version__}\n", "")
+
+
+def test_convert_warns_of_a_missing_vocabulary(run, fixtures, tmp_path):
+    status, out, err = run("convert", fixtures / "finetuned", "-o", tmp_path / "model.npz")
+    assert status == 0
+    assert out.startswith(f"{tmp_path / 'model.npz'}: ")
+    assert "warning" in err
+    assert "--vocab DIR" in err
+    assert failed(run("generate", "A", "-m", tmp_path / "model.npz"), 1, "has no vocabulary", "--vocab DIR")
+
+
+def test_convert_takes_a_vocabulary_from_elsewhere(run, fixtures, tmp_path):
+    (tmp_path / "hf").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "hf" / name).write_bytes((fixtures / "hf" / name).read_bytes())
+    assert run("convert", tmp_path / "hf", "--vocab", fixtures / "tiny")[::2] == (0, "")
+    assert run("generate", "A", "-m", tmp_path / "hf.npz", "--length", "2")[0] == 0
+
+
+@pytest.mark.parametrize("tool", ["convert_checkpoint.py", "download_model.py"])
+def test_the_tools_run_without_installing(tool, fixtures, tmp_path):
+    script = fixtures.parent.parent / "tools" / tool
+    done = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"npgpt2 {tool.split('_')[0]}" in done.stdout
+
+
+@pytest.fixture
+def served(fixtures, monkeypatch):
+    """Pretend that OpenAI's server holds the small model under every name."""
+
+    def fetch_checkpoint(name, folder, base_url):
+        folder.mkdir(parents=True)
+        for file in (fixtures / "tiny").iterdir():
+            if file.name != "expected.npz":
+                (folder / file.name).write_bytes(file.read_bytes())
+        fetched.append((name, base_url))
+
+    fetched = []
+    monkeypatch.setattr("npgpt2.download.fetch_checkpoint", fetch_checkpoint)
+    return fetched
+
+
+def test_download_converts_and_removes_the_checkpoint(run, served, tmp_path):
+    status, out, err = run("download", "117M", "--models-dir", tmp_path)
+    assert (status, err) == (0, "")
+    assert f"{tmp_path / '124M.npz'}: ready" in out
+    assert os.listdir(tmp_path) == ["124M.npz"]
+    assert served[0][0] == "124M"
+    assert run("generate", "A language", "--models-dir", tmp_path, "--length", "1")[1] == " model\n"
+    assert run("download", "124M", "--models-dir", tmp_path)[1] == f"{tmp_path / '124M.npz'} is already there\n"
+    assert len(served) == 1
+
+
+def test_download_keeps_the_checkpoint_if_told_to(run, served, tmp_path):
+    arguments = ["--models-dir", tmp_path, "--keep-checkpoint", "--base-url", "http://localhost:1/models"]
+    assert run("download", "355M", *arguments)[0] == 0
+    assert served == [("355M", "http://localhost:1/models")]
+    assert (tmp_path / "355M" / "model.ckpt.index").is_file()
+    assert (tmp_path / "355M.npz").is_file()
+
+
+# ---- Wrong arguments: one line, status 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--temperature", "-1"], "temperature is -1.0"),
+        (["generate", "--temperature", "nan"], "temperature is nan"),
+        (["generate", "--temperature", "warm"], "'warm'"),
+        (["generate", "--top-p", "0"], "top_p is 0.0"),
+        (["generate", "--top-p", "1.5"], "top_p is 1.5"),
+        (["generate", "--top-k", "-1"], "'-1' is not a whole number of at least 0"),
+        (["generate", "--length", "0"], "'0' is not a whole number of at least 1"),
+        (["generate", "--length", "many"], "'many' is not a whole number"),
+        (["generate", "--seed", "-5"], "'-5' is not"),
+        (["generate", "--batch-size", "0"], "'0' is not"),
+        (["generate", "--stop", ""], "--stop"),
+        (["generate", "A", "--file", "x"], "a prompt or --file, not both"),
+        (["generate", "A", "B"], "B"),
+        (["generate", "--unknown"], "--unknown"),
+        (["generate", "--temp", "1"], "--temp"),
+        (["encode", "a", "b"], "one TEXT"),
+        (["encode", "a", "--file", "b"], "one TEXT"),
+        (["encode", "-o", "x.npz"], "the files"),
+        (["convert"], "SRC"),
+        (["convert", "a", "-o", "b.zip"], "b.zip doesn't end in .npz"),
+        (["download", "125M"], "'125M'"),
+        (["download", "124M", "--base-url", "ftp://x"], "'ftp://x'"),
+        (["dance"], "'dance'"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(run, arguments, message):
+    assert failed(run(*arguments), 2, message, "--help")
+
+
+# ---- What goes wrong otherwise: one line, status 1
+
+
+def test_an_unknown_model_says_where_it_was_looked_for_and_how_to_get_it(run, tmp_path):
+    result = run("generate", "A", "--models-dir", tmp_path)
+    assert failed(result, 1, str(tmp_path / "124M.npz"), "npgpt2 download 124M")
+
+
+def test_text_that_is_not_utf8_is_refused_with_the_byte(run, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes(b"caf\xe9")
+    assert failed(run("generate", "--file", tmp_path / "prompt.txt", "-m", "MODEL"), 1, "not UTF-8 at byte 3 (0xe9)")
+    assert failed(run("generate", "-m", "MODEL", stdin=b"\xff"), 1, "standard input: not UTF-8 at byte 0 (0xff)")
+    assert failed(run("generate", "caf\udce9", "-m", "MODEL"), 1, "argument", "UTF-8")
+
+
+def test_a_missing_prompt_file_is_named(run, tmp_path):
+    assert failed(run("generate", "--file", tmp_path / "no.txt", "-m", "MODEL"), 1, "no.txt: No such file")
+
+
+def test_a_damaged_model_is_named_before_anything_is_printed(run, tiny, tmp_path):
+    data = bytearray(tiny.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "model.npz").write_bytes(data)
+    assert failed(run("generate", "A", "-m", tmp_path / "model.npz"), 1, "model.npz", "damaged")
+    (tmp_path / "model.npz").write_bytes(data[:1000])
+    assert failed(run("generate", "A", "-m", tmp_path / "model.npz"), 1, "model.npz", "cut short")
+
+
+def test_an_output_folder_that_is_missing_is_named(run, tmp_path):
+    assert failed(run("generate", "A", "-m", "MODEL", "--output", tmp_path / "no" / "x.txt"), 1, "no such folder")
+    assert failed(run("generate", "A", "-m", "MODEL", "--output", tmp_path), 1, "is a folder")
+
+
+@pytest.mark.skipif(
+    os.name == "nt" or os.getuid() == 0, reason="needs a system, and a user, that permissions hold back"
+)
+def test_a_folder_without_write_permission_is_named(run, fixtures, tmp_path):
+    tmp_path.chmod(0o500)
+    assert failed(run("convert", fixtures / "tiny", "-o", tmp_path / "x.npz"), 1, "x.npz: Permission denied")
+
+
+def test_running_out_of_memory_is_reported_in_one_line(run, monkeypatch):
+    def exhausted(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(npgpt2.GPT2, "_advance", exhausted)
+    assert failed(run("generate", "A", "-m", "MODEL"), 1, "not enough memory")
+
+
+# ---- Processes: pipes, signals, encodings
+
+
+def test_python_m_npgpt2_is_the_command(tiny):
+    process = spawn("generate", "A language", "-m", tiny, "--length", "1")
+    assert process.communicate(timeout=60) == (f" model{os.linesep}".encode(), b"")
+    assert process.returncode == 0
+
+
+def test_pipes_are_utf8_whatever_the_locale(tiny):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
+    ids = spawn("encode", "-m", tiny, stdin=subprocess.PIPE, env=environment).communicate("東京 é".encode())[0]
+    text, errors = spawn("decode", "-m", tiny, stdin=subprocess.PIPE, env=environment).communicate(ids)
+    assert text.decode("utf-8").rstrip("\r\n") == "東京 é"
+    assert errors == b""
+
+
+def test_a_closed_pipe_ends_the_command_quietly(tiny):
+    process = spawn("unconditional", "-m", tiny, "--length", "5")
+    assert process.stdout.readline().endswith(b"SAMPLE 1 " + b"=" * 40 + os.linesep.encode())
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=20) == 0
+    process.stderr.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
+def test_ctrl_c_ends_at_once_with_status_130_and_keeps_what_was_printed(tiny):
+    process = spawn("unconditional", "-m", tiny, "--seed", "1")
+    first = process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert first.startswith(b"=====")
+    assert len(out) > 20
+    assert err == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_is_reported(tiny):
+    with open("/dev/full", "wb") as full:
+        process = spawn("generate", "A language", "-m", tiny, stdout=full)
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert err.count(b"\n") == 1
+    assert b"No space left on device" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs pseudo-terminals")
+def test_a_progress_bar_shows_on_a_terminal_where_nothing_streams(tiny):
+    import fcntl
+    import pty
+    import select
+    import struct
+    import termios
+
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # tqdm shows nothing at width 0
+    process = spawn("generate", "A", "-m", tiny, "--nsamples", "4", "--batch-size", "4", stderr=terminal)
+    out = process.communicate(timeout=20)[0]
+    shown = os.read(controller, 100_000) if select.select([controller], [], [], 5)[0] else b""
+    os.close(terminal)
+    os.close(controller)
+    assert b"generate" in shown
+    assert b"tokens/s" in shown
+    assert out.count(b" SAMPLE ") == 4
+
+
+def test_text_appears_as_it_is_generated(run, monkeypatch):
+    written = []
+    monkeypatch.setattr(cli, "write_stdout", written.append)
+    run("generate", "A language", "-m", "MODEL", "--length", "6")
+    assert len(written) > 5
+
+
+def test_every_command_has_a_help_text():
+    commands = next(action for action in build_parser()._actions if action.dest == "command")
+    assert set(commands.choices) == set(cli.COMMANDS)
+    for name, parser in commands.choices.items():
+        help = parser.format_help()
+        assert f"npgpt2 {name}" in help
+        assert all(action.help for action in parser._actions)

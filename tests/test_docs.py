@@ -1,0 +1,115 @@
+"""What the documentation says is true: examples in docstrings, and commands and output in README.md."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+import shutil
+import sys
+
+import pytest
+import test_cli
+
+import npgpt2
+from npgpt2 import cli, download
+from npgpt2.arguments import build_parser
+
+MODULES = [f"npgpt2.{module.name}" for module in pkgutil.iter_modules(npgpt2.__path__) if module.name != "__main__"]
+
+
+@pytest.mark.parametrize("name", ["npgpt2", *MODULES])
+def test_examples_in_docstrings_run(name, model, fixtures, tmp_path, monkeypatch):
+    monkeypatch.chdir(fixtures.parent.parent)
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, extraglobs={"model": model, "tokenizer": model.tokenizer, "load": npgpt2.load})
+    assert result.failed == 0
+
+
+def public(module):
+    """The functions and classes that a module defines for others, and the methods of the latter."""
+    for name, thing in vars(module).items():
+        if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__ and callable(thing):
+            yield name, thing
+            if isinstance(thing, type):
+                for method, function in vars(thing).items():
+                    if not method.startswith("_") and callable(function):
+                        yield f"{name}.{method}", function
+
+
+@pytest.mark.parametrize("name", ["npgpt2.generation", "npgpt2.kernels", "npgpt2.sampling", "npgpt2.tokenizer"])
+def test_what_the_library_offers_is_documented(name):
+    undocumented = [thing for thing, value in public(importlib.import_module(name)) if not value.__doc__]
+    assert undocumented in ([], ["Continuation.append"])
+
+
+# ---- README.md
+
+
+@pytest.fixture(scope="module")
+def readme(fixtures):
+    return (fixtures.parent.parent / "README.md").read_text("utf-8")
+
+
+def sessions(readme):
+    """Every command in a `console` block with the output shown below it."""
+    for block in re.findall(r"```console\n(.*?)```", readme, re.DOTALL):
+        for session in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = session.partition("\n")
+            yield command, output
+
+
+@pytest.fixture
+def newcomer(fixtures, tiny, tmp_path, monkeypatch):
+    """A folder like a fresh clone's, with the small model in place of each one that the README names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NPGPT2_MODELS", str(tmp_path / "models"))
+    shutil.copytree(fixtures, tmp_path / "tests" / "fixtures")
+    (tmp_path / "models").mkdir()
+    shutil.copy(tiny, tmp_path / "models" / "124M.npz")
+    shutil.copytree(fixtures / "finetuned", tmp_path / "run1")
+    shutil.copytree(fixtures / "hf", tmp_path / "my-gpt2")
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "one.txt").write_text("A language model plays one small game.\n")
+    shutil.copy(tmp_path / "stories" / "one.txt", tmp_path / "prompt.txt")
+
+    def fetch_checkpoint(name, folder, base_url):
+        shutil.copytree(fixtures / "tiny", folder)
+
+    monkeypatch.setattr(download, "fetch_checkpoint", fetch_checkpoint)
+
+
+def test_every_command_in_the_readme_works_and_prints_what_it_shows(readme, newcomer, capsys, monkeypatch):
+    commands = [(command, output) for command, output in sessions(readme) if "npgpt2" in command]
+    assert len(commands) > 12
+    for command, shown in commands:
+        piped, _, last = command.rpartition(" | ")
+        words = shlex.split(last, comments=True)
+        words = words[words.index("npgpt2") + 1 :]
+        data = shlex.split(piped)[1].encode() + b"\n" if piped.startswith("echo") else b""
+        monkeypatch.setattr(sys, "stdin", test_cli.Stdin(data, terminal=not piped))
+        assert cli.main(words) == 0, command
+        printed = capsys.readouterr().out
+        if shown.strip():
+            pattern = re.escape(shown.rstrip("\n")).replace(r"\.\.\.\n", "(.|\n)*")
+            assert re.fullmatch(pattern, printed.rstrip("\n")), f"{command} printed\n{printed}"
+
+
+def test_the_readme_lists_every_command_with_its_help(readme):
+    commands = next(action for action in build_parser()._actions if action.dest == "command")
+    for choice in commands._choices_actions:
+        assert re.search(rf"^\| `npgpt2 {choice.dest}\b.*\| {re.escape(choice.help)}", readme, re.MULTILINE | re.IGNORECASE)
+
+
+def test_the_python_in_the_readme_runs(readme, newcomer):
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_two_commands_of_the_readme_are_targets_of_the_makefile(readme, fixtures):
+    makefile = (fixtures.parent.parent / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    made = {command.split()[1] for command, _ in sessions(readme) if command.startswith("make ")}
+    assert {"demo", "test"} <= made <= targets

@@ -1,0 +1,79 @@
+"""The kernels against their slow and obvious versions in naive.py."""
+
+import naive
+import numpy as np
+import pytest
+from measure import allocated_peak
+
+from npgpt2 import kernels
+
+
+def random(*shape, seed=0, scale=1.0):
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def close(actual, expected, tolerance=1e-5):
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_linear(rows):
+    x, w, b = random(rows, 5), random(5, 6, seed=1), random(6, seed=2)
+    close(kernels.linear(x, w, b), naive.linear(x, w, b))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_layer_norm(scale):
+    x, gain, bias = random(4, 33, scale=scale), random(33, seed=1), random(33, seed=2)
+    close(kernels.layer_norm(x, gain, bias), naive.layer_norm(x.astype(np.float64), gain, bias))
+
+
+def test_layer_norm_of_a_constant_row_is_the_bias():
+    bias = random(8)
+    close(kernels.layer_norm(np.full((1, 8), 3, np.float32), random(8, seed=1), bias), bias[None])
+
+
+@pytest.mark.parametrize("rows", [1, kernels.GELU_ROWS, kernels.GELU_ROWS + 1, 3 * kernels.GELU_ROWS])
+def test_gelu(rows):
+    x = random(rows, 9, scale=4)
+    close(kernels.gelu(x.copy()), naive.gelu(x.astype(np.float64)))
+
+
+def test_gelu_overwrites_its_argument():
+    x = random(3, 4)
+    assert kernels.gelu(x) is x
+
+
+def test_softmax():
+    x = random(2, 3, 50, scale=5)
+    close(kernels.softmax(x.copy()), naive.softmax(x.astype(np.float64)))
+
+
+def test_softmax_of_scores_whose_exponentials_overflow():
+    close(kernels.softmax(np.array([1000, 1000, -1000], np.float32)), [0.5, 0.5, 0])
+
+
+BLOCK = kernels.QUERY_BLOCK
+
+
+@pytest.mark.parametrize(
+    ("T", "S"), [(1, 1), (1, 9), (2, 9), (9, 9), (BLOCK, BLOCK), (BLOCK + 1, BLOCK + 4), (300, 300)]
+)
+def test_causal_attention(T, S):
+    q, k, v = random(2, T, 5), random(2, S, 5, seed=1), random(2, S, 5, seed=2)
+    close(kernels.causal_attention(q, k, v), naive.causal_attention(q, k, v))
+
+
+def test_attention_ignores_what_comes_later():
+    q, k, v = (random(2, 200, 4, seed=seed) for seed in range(3))
+    before = kernels.causal_attention(q, k, v)
+    k[:, 150:], v[:, 150:] = 100, np.nan
+    np.testing.assert_array_equal(kernels.causal_attention(q, k, v)[:128], before[:128])
+
+
+def test_attention_makes_no_array_of_all_queries_by_all_keys():
+    H, T, D = 4, 1024, 8
+    q, k, v = (random(H, T, D, seed=seed) for seed in range(3))
+    peak = allocated_peak(lambda: kernels.causal_attention(q, k, v))
+    assert peak < H * T * T * 4 / 2

@@ -1,0 +1,251 @@
+"""Byte pair encoding: against recorded tokens, OpenAI's way of merging in naive.py, and its own promises."""
+
+import json
+
+import naive
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgpt2.streaming import TextStream
+from npgpt2.tokenizer import BYTE_CHARACTERS, CACHED_LENGTH, CACHED_WORDS, WORDS, Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer(fixtures):
+    return Tokenizer.load(fixtures / "tiny")
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer(shared):
+    return Tokenizer.load(shared / "gpt2-vocab")
+
+
+# Tokens that tiktoken's gpt2 gives; tests/oracles compares many more.
+TIKTOKEN = {
+    "": [],
+    "Alan Turing theorized that": [36235, 39141, 18765, 1143, 326],
+    "Hello, world!  It's 3.14159\n\n\ttabs": [
+        15496,
+        11,
+        995,
+        0,
+        220,
+        632,
+        338,
+        513,
+        13,
+        1415,
+        19707,
+        628,
+        197,
+        8658,
+        82,
+    ],
+    "<|endoftext|>": [27, 91, 437, 1659, 5239, 91, 29],
+    "naïve 東京 🙂": [2616, 38776, 10545, 251, 109, 12859, 105, 32485],
+}
+
+
+@pytest.mark.parametrize("text", TIKTOKEN)
+def test_tokens_equal_tiktokens(gpt2_tokenizer, text):
+    assert gpt2_tokenizer.encode(text) == TIKTOKEN[text]
+
+
+def naive_encode(vocabulary, text):
+    """Encode by looking for the earliest pair over and over."""
+    ids = json.loads((vocabulary / "encoder.json").read_text("utf-8"))
+    lines = (vocabulary / "vocab.bpe").read_text("utf-8").split("\n")[1:-1]
+    ranks = {tuple(line.split(" ")): rank for rank, line in enumerate(lines)}
+    words = ["".join(BYTE_CHARACTERS[byte] for byte in word.encode("utf-8")) for word in WORDS.findall(text)]
+    return [ids[part] for word in words for part in naive.merge(list(word), ranks)]
+
+
+TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("aeghnort ',.\n")), max_size=60)
+
+
+@given(TEXT)
+def test_merging_equals_looking_for_the_earliest_pair_over_and_over(fixtures, tokenizer, text):
+    assert tokenizer.encode(text) == naive_encode(fixtures / "tiny", text)
+
+
+def test_two_merges_that_make_the_same_token_apply_in_openai_order():
+    """`abc` can be made of a+bc and of ab+c; the pair abc+d comes between the two in the list."""
+    symbols = [*BYTE_CHARACTERS, "bc", "abc", "abcd", "ab"]
+    merges = ["b c", "a bc", "abc d", "a b", "ab c"]
+    vocabulary = (
+        json.dumps({s: i for i, s in enumerate(symbols)}).encode(),
+        ("#version: 0.2\n" + "\n".join(merges)).encode(),
+    )
+    tokenizer = Tokenizer(*vocabulary)
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(merges)}
+    for word in ("abcd", "abcabcd", "aabbccdd", "abcdabc"):
+        assert tokenizer.encode(word) == [symbols.index(part) for part in naive.merge(list(word), ranks)]
+
+
+@given(TEXT)
+def test_decoding_gives_the_text_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_halves_of_surrogate_pairs_are_joined_or_replaced(tokenizer):
+    assert tokenizer.encode("a\ud83d\ude42b") == tokenizer.encode("a\U0001f642b")
+    assert tokenizer.encode("a\ud83db") == tokenizer.encode("a\ufffdb")
+
+
+def test_end_of_text_is_text_unless_special_tokens_are_allowed(tokenizer):
+    text = "one<|endoftext|>two<|endoftext|>"
+    assert tokenizer.end_of_text not in tokenizer.encode(text)
+    tokens = tokenizer.encode(text, allow_special=True)
+    end = tokenizer.end_of_text
+    assert tokens == [*tokenizer.encode("one"), end, *tokenizer.encode("two"), end]
+    assert tokenizer.decode(tokens) == text
+
+
+def test_a_vocabulary_without_end_of_text_takes_it_as_text():
+    tokenizer = byte_tokenizer()
+    assert tokenizer.end_of_text is None
+    assert tokenizer.decode(tokenizer.encode("<|endoftext|>", allow_special=True)) == "<|endoftext|>"
+
+
+def byte_tokenizer(merges=b"", **changes):
+    ids = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)} | changes
+    return Tokenizer(json.dumps(ids).encode(), merges)
+
+
+@pytest.mark.parametrize("word", ["a" * 100_000, "abcdefghij" * 10_000, " " * 100_000, "é" * 50_000])
+def test_words_of_100_kb_take_a_bounded_number_of_steps(tokenizer, word):
+    """A quadratic encoder would need hours here. What is counted is how often pairs are looked up."""
+
+    class Counting(dict):
+        lookups = 0
+
+        def get(self, key, default=None):
+            Counting.lookups += 1
+            return super().get(key, default)
+
+    counting = Tokenizer.__new__(Tokenizer)
+    counting.__dict__.update(tokenizer.__dict__)
+    counting._merges = Counting(tokenizer._merges)
+    assert tokenizer.decode(counting.encode(word)) == word
+    assert Counting.lookups < 6 * 100_000
+
+
+def test_the_cache_of_words_is_bounded(tokenizer, monkeypatch):
+    monkeypatch.setattr("npgpt2.tokenizer.CACHED_WORDS", 10)
+    fresh = Tokenizer.__new__(Tokenizer)
+    fresh.__dict__.update(tokenizer.__dict__ | {"_cache": {}})
+    for number in range(100):
+        fresh.encode(f" word {number}" + "x" * CACHED_LENGTH)
+        assert len(fresh._cache) <= 10
+        assert all(len(word) <= CACHED_LENGTH for word in fresh._cache)
+    assert CACHED_WORDS * CACHED_LENGTH < 2**22
+
+
+def test_decoding_replaces_what_is_not_utf8(tokenizer):
+    first, second = tokenizer.encode("é")[0], tokenizer.encode("x")[0]
+    assert tokenizer.decode([byte_id(tokenizer, 0xC3), second]) == "\ufffdx"
+    assert tokenizer.decode([byte_id(tokenizer, 0xFF)]) == "\ufffd"
+    assert first != second
+
+
+def byte_id(tokenizer, byte):
+    return tokenizer._byte_ids[byte]
+
+
+@pytest.mark.parametrize("token", [-1, 520, 10**30])
+def test_decoding_refuses_tokens_that_are_not_in_the_vocabulary(tokenizer, token):
+    with pytest.raises(ValueError, match=f"token {token} is not in the vocabulary, which goes from 0 to 519"):
+        tokenizer.decode([5, token])
+
+
+@given(st.lists(st.integers(0, 519), max_size=30))
+def test_streaming_gives_what_decoding_gives(tokenizer, tokens):
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in tokens]
+    assert "".join([*pieces, stream.finish()]) == tokenizer.decode(tokens)
+
+
+def test_streaming_never_gives_half_a_character():
+    tokenizer = byte_tokenizer()
+    stream = TextStream(tokenizer)
+    assert [stream.push(token) for token in tokenizer.encode("aé🙂")] == ["a", "", "é", "", "", "", "🙂"]
+    assert [stream.push(0xC3), stream.finish()] == ["", "\ufffd"] or byte_id(tokenizer, 0xC3) != 0xC3
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+def test_stop_strings_end_the_text_wherever_tokens_are_cut(text, stops, data):
+    """Whatever the pieces, the result is the text up to the stop string that is complete first."""
+    tokenizer = byte_tokenizer(b"a b\nb a\n", **{"ab": 256, "ba": 257})
+    tokens = []
+    rest = text
+    while rest:
+        size = data.draw(st.sampled_from([1, 2])) if rest[:2] in ("ab", "ba") else 1
+        tokens.append({"ab": 256, "ba": 257}.get(rest[:size]) or tokenizer.encode(rest[0])[0])
+        rest = rest[size:]
+    stream, pieces = TextStream(tokenizer, stops), []
+    for token in tokens:
+        pieces.append(stream.push(token))
+        assert not any(stop in "".join(pieces) for stop in stops)
+        if stream.done:
+            break
+    pieces.append(stream.finish())
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    assert "".join(pieces) == (text[: min(ends)[1]] if ends else text)
+    assert stream.done == bool(ends)
+
+
+def test_text_is_not_held_back_for_longer_than_a_stop_string_can_begin_with_it():
+    tokenizer = byte_tokenizer()
+    stream = TextStream(tokenizer, ["\nUser:"])
+    assert [stream.push(token) for token in tokenizer.encode("a\nUx\n")] == ["a", "", "", "\nUx", ""]
+    assert stream.finish() == "\n"
+
+
+@pytest.mark.parametrize("names", [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")])
+def test_both_names_of_the_vocabulary_files_are_known(fixtures, tmp_path, names):
+    for name, original in zip(names, ("encoder.json", "vocab.bpe"), strict=True):
+        (tmp_path / name).write_bytes((fixtures / "tiny" / original).read_bytes())
+    assert len(Tokenizer.load(str(tmp_path))) == 520
+
+
+def test_a_merges_file_without_its_first_or_last_line_break_means_the_same(fixtures):
+    encoder, merges = ((fixtures / "tiny" / name).read_bytes() for name in ("encoder.json", "vocab.bpe"))
+    text = (fixtures / "passage.txt").read_text("utf-8")
+    expected = Tokenizer(encoder, merges).encode(text)
+    for variant in (merges.split(b"\n", 1)[1], merges.rstrip(b"\n"), merges.replace(b"\n", b"\r\n")):
+        assert Tokenizer(encoder, variant).encode(text) == expected
+
+
+def test_a_folder_without_a_vocabulary_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no vocabulary"):
+        Tokenizer.load(tmp_path)
+
+
+def test_one_vocabulary_file_without_the_other_is_named(fixtures, tmp_path):
+    (tmp_path / "encoder.json").write_bytes((fixtures / "tiny" / "encoder.json").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"vocab\.bpe"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "merges", "message"),
+    [
+        (b"<html>", b"", "not valid JSON"),
+        (b"[1]", b"", "JSON list"),
+        (b"[" * 100_000, b"", "not valid JSON"),
+        (b'{"a": 1}', b"", "from 0 to 0"),
+        (b'{"a": true}', b"", "from 0 to 0"),
+        (b'{"a": "0"}', b"", "from 0 to 0"),
+        (b'{"a": 0}', b"", "the sign of a single byte"),
+        ('{"東": 0}'.encode(), b"", "doesn't stand for bytes"),
+        (None, b"a bc\n", "line 1: 'bc' is not in encoder.json"),
+        (None, b"#version: 0.2\na b\n", "line 2: 'ab' is not in encoder.json"),
+        (None, b"\xff\n", "not UTF-8 at byte 0"),
+    ],
+)
+def test_vocabularies_that_are_damaged_or_do_not_belong_together_are_refused(encoder, merges, message):
+    if encoder is None:
+        encoder = json.dumps({character: byte for byte, character in enumerate(BYTE_CHARACTERS)}).encode()
+    with pytest.raises(ValueError, match=message):
+        Tokenizer(encoder, merges, source="folder")
