@@ -1,8 +1,11 @@
 """GPT-2 inference in NumPy, and nothing else.
 
->>> model = load("tests/fixtures/tiny.npz")                          # doctest: +SKIP
->>> model.generate("A language model", length=20, stop=".")          # doctest: +SKIP
-' is a patient reader'
+>>> import npgpt2
+>>> model = npgpt2.load("124M")                                      # doctest: +SKIP
+>>> model.generate("Alan Turing theorized that", length=40)          # doctest: +SKIP
+
+The first of these opens a model file, which `npgpt2 download 124M` fetches and `npgpt2 convert` makes. To read how
+GPT-2 works, begin with `model.py`, and look into `kernels.py` for the formulas.
 """
 
 from npgpt2.generation import GPT2, load

@@ -109,8 +109,8 @@ class GPT2:
         random numbers from (seed, i). The other parameters are those of `generate`.
 
         >>> tokens = model.tokenizer.encode("A language model")
-        >>> model.tokenizer.decode(model.generate_tokens(tokens, length=3))
-        ' is'
+        >>> model.tokenizer.decode(model.generate_tokens(tokens, length=4))
+        ' plays one small game'
         """
         ids = self._check(tokens)
         sampler, generators = self._settings(length, temperature, top_k, top_p, seed)
@@ -138,8 +138,8 @@ class GPT2:
         drawn · stop: strings before which the text ends · ignore_eot: go on past `<|endoftext|>`, with which the model
         ends a text. Values out of range raise ValueError.
 
-        >>> model.generate("A language model", length=20, stop=".")
-        ' is a patient reader'
+        >>> model.generate("A language model", length=20, stop=":")
+        ' plays one small game'
         """
         return "".join(self.stream(prompt, length, temperature, top_k, top_p, seed, stop, ignore_eot))
 
@@ -159,7 +159,7 @@ class GPT2:
 
         >>> for piece in model.stream("A language model", length=4):
         ...     print(piece, end="|")
-         is| a| pati|ent|
+         plays| one| small| game|
         """
         run = self._run(prompt, length, temperature, top_k, top_p, seed, stop, ignore_eot)
         return (piece for step in run(range(sample, sample + 1)) for _, piece in step if piece)
@@ -186,7 +186,7 @@ class GPT2:
         other parameters are those of `generate`.
 
         >>> list(model.samples("A language", nsamples=2, length=4, seed=1, temperature=0))
-        [' model is a', ' model is a']
+        [' model plays one small', ' model plays one small']
         """
         for name, value, least in (("nsamples", nsamples, 0), ("batch_size", batch_size, 1)):
             if value < least:

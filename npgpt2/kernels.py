@@ -80,7 +80,7 @@ def softmax(x: Array) -> Array:
 
     x: (..., N) → (..., N). `softmax` in OpenAI's model.py.
 
-    >>> softmax(np.float32([[0, 0], [0, 100]]))
+    >>> softmax(np.float32([[0, 0], [-1000, 0]]))
     array([[0.5, 0.5],
            [0. , 1. ]], dtype=float32)
     """

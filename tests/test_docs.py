@@ -60,13 +60,11 @@ def sessions(readme):
 
 
 @pytest.fixture
-def newcomer(fixtures, tiny, tmp_path, monkeypatch):
-    """A folder like a fresh clone's, with the small model in place of each one that the README names."""
+def newcomer(fixtures, tmp_path, monkeypatch):
+    """A folder like a fresh clone's, with the files that the README speaks of; downloads bring the small model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NPGPT2_MODELS", str(tmp_path / "models"))
     shutil.copytree(fixtures, tmp_path / "tests" / "fixtures")
-    (tmp_path / "models").mkdir()
-    shutil.copy(tiny, tmp_path / "models" / "124M.npz")
     shutil.copytree(fixtures / "finetuned", tmp_path / "run1")
     shutil.copytree(fixtures / "hf", tmp_path / "my-gpt2")
     (tmp_path / "stories").mkdir()
@@ -83,13 +81,16 @@ def test_every_command_in_the_readme_works_and_prints_what_it_shows(readme, newc
     commands = [(command, output) for command, output in sessions(readme) if "npgpt2" in command]
     assert len(commands) > 12
     for command, shown in commands:
-        piped, _, last = command.rpartition(" | ")
-        words = shlex.split(last, comments=True)
-        words = words[words.index("npgpt2") + 1 :]
-        data = shlex.split(piped)[1].encode() + b"\n" if piped.startswith("echo") else b""
-        monkeypatch.setattr(sys, "stdin", test_cli.Stdin(data, terminal=not piped))
-        assert cli.main(words) == 0, command
-        printed = capsys.readouterr().out
+        printed = None
+        for part in command.split(" | "):
+            program, *words = shlex.split(part)
+            if program == "echo":
+                printed = words[0] + "\n"
+                continue
+            data = (printed or "").encode()
+            monkeypatch.setattr(sys, "stdin", test_cli.Stdin(data, terminal=printed is None))
+            assert (program, cli.main(words)) == ("npgpt2", 0), command
+            printed = capsys.readouterr().out
         if shown.strip():
             pattern = re.escape(shown.rstrip("\n")).replace(r"\.\.\.\n", "(.|\n)*")
             assert re.fullmatch(pattern, printed.rstrip("\n")), f"{command} printed\n{printed}"
@@ -102,6 +103,7 @@ def test_the_readme_lists_every_command_with_its_help(readme):
 
 
 def test_the_python_in_the_readme_runs(readme, newcomer):
+    assert cli.main(["download", "124M"]) == 0
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert blocks
     for block in blocks:

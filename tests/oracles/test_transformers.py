@@ -1,6 +1,5 @@
 """npgpt2 against Hugging Face's transformers, under PyTorch: random models of many shapes in every form in which
-transformers saves them, the logits and the tokens that both compute from them, and the distributions that both sample
-from. transformers computes in float32 too, so logits agree to about 1e-5; 2e-4 is asked for.
+transformers saves them, the logits and tokens that both compute, and the distributions that both sample from.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 END = "<|endoftext|>"
-TOLERANCE = 2e-4
+# Both compute in float32, and differ by up to 1.4e-5; a constant of GELU that is off by 0.2 % already makes 1.4e-4.
+TOLERANCE = 5e-5
 
 
 def assert_close(ours, theirs):
@@ -253,14 +253,23 @@ def test_every_form_of_a_saved_model_gives_its_logits(tmp_path, save):
     assert_close(ours.logits(tokens), logits_of(model, tokens))
 
 
-def test_a_vocabulary_in_a_tokenizer_json_gives_the_tokens_of_transformers(tmp_path, vocabulary):
-    """From version 5 on, transformers saves a tokenizer as `tokenizer.json` alone."""
+@pytest.mark.parametrize("form", ["as saved", "merges as lines", "end of text added"])
+def test_a_vocabulary_in_a_tokenizer_json_gives_the_tokens_of_transformers(tmp_path, vocabulary, form):
+    """From version 5 on, transformers saves a tokenizer as `tokenizer.json` alone; older ones wrote pairs as lines."""
     ids = json.loads((vocabulary / "encoder.json").read_text(encoding="utf-8"))
     lines = (vocabulary / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]
+    make_model(len(ids), 4, 2, 1, 1).save_pretrained(tmp_path / "saved")
+    if form == "end of text added":
+        assert ids.pop(END) == len(ids)
     theirs = transformers.GPT2Tokenizer(vocab=ids, merges=[tuple(line.split(" ")) for line in lines])
     theirs.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "merges.txt").exists()
-    make_model(len(ids), 4, 2, 1, 1).save_pretrained(tmp_path / "saved")
+    if form == "merges as lines":
+        path = tmp_path / "saved" / "tokenizer.json"
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved["model"]["merges"] = lines
+        path.write_text(json.dumps(saved), encoding="utf-8")
+        theirs = transformers.GPT2Tokenizer.from_pretrained(tmp_path / "saved")
     ours = converted(tmp_path / "saved").tokenizer
     assert len(ours) == len(theirs)
     assert ours.end_of_text == theirs.eos_token_id
