@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -112,6 +112,9 @@ def run_unconditional(args: argparse.Namespace) -> None:
 def run_interactive(args: argparse.Namespace) -> None:
     model = load(args.model, args.models_dir)
     args.length = args.length or max(1, model.hparams.n_ctx // 2)
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # Windows edits lines by itself
+            import readline  # noqa: F401, lets input() edit lines and bring back earlier ones
     for answered in count():
         try:
             while not (prompt := input("Model prompt >>> ")):

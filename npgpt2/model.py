@@ -26,7 +26,7 @@ class Cache:
     """What one sequence's positions so far have left behind for those to come: their keys and values in each layer.
 
     k, v: (n_layer, H, capacity, D) float32, of which the first `length` positions are filled. The capacity doubles as
-    needed up to n_ctx; a cache of 124M takes 72 kB a position.
+    needed up to n_ctx; a position of 124M takes 74 kB.
     """
 
     def __init__(self, hparams: HParams) -> None:

@@ -91,4 +91,4 @@ def random_generator(seed: int, sample: int) -> np.random.Generator:
     >>> random_generator(7, 0).random() == random_generator(7, 0).random() != random_generator(7, 1).random()
     True
     """
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(sample,)))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(sample,))))

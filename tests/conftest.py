@@ -1,5 +1,6 @@
-"""What several test files need: the fixtures' folder, and the small model that TensorFlow trained."""
+"""What several test files need: the fixtures' folder, the small model that TensorFlow trained, and a memory meter."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,22 @@ def shared():
     if not folder.is_dir():
         pytest.skip(f"needs the data in {folder}, which is not there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def allocated_peak():
+    """A function that runs another twice and says how many bytes the second run held at once.
+
+    What a first run leaves behind, such as a map of a file or a compiled pattern, isn't counted.
+    """
+
+    def measure(work):
+        work()
+        tracemalloc.start()
+        try:
+            work()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    return measure
