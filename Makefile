@@ -26,6 +26,10 @@ lint: $(VENV)/lint-ready
 oracles: .venv-oracles/oracles-ready
 	.venv-oracles/bin/python -m pytest --override-ini addopts=-ra --override-ini filterwarnings= tests/oracles
 
+# Speed and memory with a model of 124M's size, beside what the machine can do at best. Wants an idle machine.
+bench: .venv-oracles/oracles-ready
+	.venv-oracles/bin/python tools/benchmark.py
+
 %/ready: setup.cfg
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --disable-pip-version-check --editable . '$(NUMPY)'

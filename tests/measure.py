@@ -1,6 +1,8 @@
-"""What the tests measure: memory, which repeats exactly, where time doesn't."""
+"""What the tests measure: memory, which repeats exactly, where time doesn't, and distributions."""
 
 import tracemalloc
+
+import numpy as np
 
 
 def allocated_peak(work):
@@ -12,3 +14,11 @@ def allocated_peak(work):
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def probabilities(sampler, logits):
+    """The distribution that a sampler draws from, over the whole vocabulary: what it cuts off has 0. (V,) → (V,)"""
+    tokens, probabilities = sampler.candidates(logits)
+    everything = np.zeros(len(logits))
+    everything[tokens] = probabilities
+    return everything

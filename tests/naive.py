@@ -1,5 +1,7 @@
 """The slow and obvious versions: what the fast ones in npgpt2 have to equal. float64, no cache, no blocks."""
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -57,7 +59,7 @@ def logits(weights, hparams, tokens):
 def merge(word, ranks):
     """OpenAI's way of merging: look for the earliest pair over and over. word: list of strings → list of strings."""
     while len(word) > 1:
-        pairs = [(ranks[pair], pair) for pair in zip(word, word[1:], strict=False) if pair in ranks]
+        pairs = [(ranks[pair], pair) for pair in pairwise(word) if pair in ranks]
         if not pairs:
             break
         _, best = min(pairs)

@@ -29,7 +29,7 @@ class Stdin(io.TextIOWrapper):
 
 @pytest.fixture
 def run(tiny, capsys, monkeypatch):
-    """Run a command in this process: status, standard output and standard error. `MODEL` stands for the model's path."""
+    """Run a command in this process: status, standard output, standard error. `MODEL` stands for the model's path."""
 
     def run(*arguments, stdin=b"", terminal=False):
         monkeypatch.setattr(sys, "stdin", Stdin(stdin, terminal))

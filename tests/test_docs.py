@@ -99,7 +99,9 @@ def test_every_command_in_the_readme_works_and_prints_what_it_shows(readme, newc
 def test_the_readme_lists_every_command_with_its_help(readme):
     commands = next(action for action in build_parser()._actions if action.dest == "command")
     for choice in commands._choices_actions:
-        assert re.search(rf"^\| `npgpt2 {choice.dest}\b.*\| {re.escape(choice.help)}", readme, re.MULTILINE | re.IGNORECASE)
+        assert re.search(
+            rf"^\| `npgpt2 {choice.dest}\b.*\| {re.escape(choice.help)}", readme, re.MULTILINE | re.IGNORECASE
+        )
 
 
 def test_the_python_in_the_readme_runs(readme, newcomer):

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from measure import probabilities
 
 from npgpt2.sampling import Sampler, random_generator
 
@@ -35,7 +36,7 @@ def plain_probabilities(logits, temperature, top_k, top_p):
 
 @given(LOGITS, st.floats(0.05, 20), st.integers(0, 45), st.sampled_from([1.0, 0.999, 0.9, 0.63, 0.5, 0.07, 1e-9]))
 def test_probabilities_follow_the_definition(logits, temperature, top_k, top_p):
-    actual = Sampler(temperature, top_k, top_p).probabilities(logits)
+    actual = probabilities(Sampler(temperature, top_k, top_p), logits)
     expected = plain_probabilities(logits, temperature, top_k, top_p)
     if 0 < top_p < 1 and (np.array(expected) > 0).sum() != (actual > 0).sum():
         # Sums in another order can differ in the last bit, which counts where the set reaches p exactly.
@@ -57,37 +58,37 @@ def test_greedy_sampling_draws_no_random_number():
 
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-9])
 def test_the_smallest_temperatures_are_greedy_too(temperature):
-    np.testing.assert_array_equal(Sampler(temperature).probabilities(np.float32([-7, 9, 2])), [0, 1, 0])
+    np.testing.assert_array_equal(probabilities(Sampler(temperature), np.float32([-7, 9, 2])), [0, 1, 0])
 
 
 def test_a_large_temperature_makes_everything_equally_likely():
-    np.testing.assert_allclose(Sampler(1e300).probabilities(np.float32([-7, 9, 2])), [1 / 3] * 3)
+    np.testing.assert_allclose(probabilities(Sampler(1e300), np.float32([-7, 9, 2])), [1 / 3] * 3)
 
 
 def test_top_k_keeps_ties_at_the_kth_value():
-    np.testing.assert_allclose(Sampler(1, top_k=2).probabilities(np.float32([5, 1, 1, 1, 0])) > 0, [1, 1, 1, 1, 0])
+    np.testing.assert_allclose(probabilities(Sampler(1, top_k=2), np.float32([5, 1, 1, 1, 0])) > 0, [1, 1, 1, 1, 0])
 
 
 def test_top_k_larger_than_the_vocabulary_keeps_all():
-    assert (Sampler(1, top_k=99).probabilities(np.float32([1, 2, 3])) > 0).all()
+    assert (probabilities(Sampler(1, top_k=99), np.float32([1, 2, 3])) > 0).all()
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_p():
     logits = np.log(np.array([0.5, 0.25, 0.125, 0.125])).astype(np.float32)
-    kept = [np.count_nonzero(Sampler(1, top_p=p).probabilities(logits)) for p in (0.1, 0.49, 0.51, 0.74, 0.76, 0.9)]
+    kept = [np.count_nonzero(probabilities(Sampler(1, top_p=p), logits)) for p in (0.1, 0.49, 0.51, 0.74, 0.76, 0.9)]
     assert kept == [1, 1, 2, 2, 3, 4]
 
 
 def test_top_p_counts_after_top_k():
     logits = np.log(np.array([0.4, 0.3, 0.2, 0.1])).astype(np.float32)
     # Among the two that top-k leaves, the first has 0.4 / 0.7 = 0.57.
-    np.testing.assert_allclose(Sampler(1, top_k=2, top_p=0.55).probabilities(logits), [1, 0, 0, 0])
+    np.testing.assert_allclose(probabilities(Sampler(1, top_k=2, top_p=0.55), logits), [1, 0, 0, 0])
 
 
 def test_draws_have_the_probabilities_computed():
     sampler, logits, rng = Sampler(0.7, top_k=4), np.float32([1, 0, 2, -3, 0.5, 1.5]), random_generator(3, 0)
     drawn = np.bincount([sampler.choose(logits, rng) for _ in range(20000)], minlength=6) / 20000
-    np.testing.assert_allclose(drawn, sampler.probabilities(logits), atol=0.012)
+    np.testing.assert_allclose(drawn, probabilities(sampler, logits), atol=0.012)
     assert drawn[3] == drawn[1] == 0
 
 

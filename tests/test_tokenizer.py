@@ -176,7 +176,7 @@ def test_streaming_never_gives_half_a_character():
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
 def test_stop_strings_end_the_text_wherever_tokens_are_cut(text, stops, data):
     """Whatever the pieces, the result is the text up to the stop string that is complete first."""
-    tokenizer = byte_tokenizer(b"a b\nb a\n", **{"ab": 256, "ba": 257})
+    tokenizer = byte_tokenizer(b"a b\nb a\n", ab=256, ba=257)
     tokens = []
     rest = text
     while rest:

@@ -74,11 +74,11 @@ def convert(folder, file):
 
 
 def cold(_, file):
-    generate = ["-m", "npgpt2", "generate", "-m", file, "--length", "1", "--ignore-eot", "The dog is"]
+    command = ["-m", "npgpt2", "generate", "-m", file, "--length", "1", "--ignore-eot", "The dog is"]
     steps, whole, limits, whole_limits = [], [], [], []
     for _ in range(7):
         steps.append(json.loads(run("-c", FIRST_TOKEN, file)[2]))
-        whole.append(run(*generate)[0])
+        whole.append(run(*command)[0])
         took, _, said = run("-c", READ_ONCE, file)
         limits.append(json.loads(said)[0])
         whole_limits.append(took)
@@ -107,16 +107,19 @@ def generate(_, file):
     stream, prompt = streaming(model), " a"
     while len(model.tokenizer.encode(prompt)) < 32:
         prompt += " a"
+    steps, limits, start = [], [], 0.0
+
+    def after_each_token(_):
+        nonlocal start
+        steps.append(time.perf_counter() - start)
+        limits.append(seconds(stream))
+        start = time.perf_counter()
+
     for figure, settings in [("greedy", {"temperature": 0}), ("top-k 40", {"top_k": 40, "seed": 0})]:
-        steps, limits, start = [], [], 0.0
-
-        def after_each_token(_, steps=steps, limits=limits):
-            nonlocal start
-            steps.append(time.perf_counter() - start)
-            limits.append(seconds(stream))
-            start = time.perf_counter()
-
+        steps.clear()
+        limits.clear()
         list(model.samples(prompt, 1, length=65, ignore_eot=True, progress=after_each_token, **settings))
+        # The first step reads the prompt.
         yield f"generate, {figure}, context 32 to 96", "ms/token", 1e3 * median(steps[1:]), 1e3 * median(limits[1:])
 
 
@@ -210,9 +213,9 @@ def make_checkpoint(folder):
     (folder / "vocab.bpe").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]), encoding="utf-8")
     tf1 = tf.compat.v1
     with tf.Graph().as_default(), tf1.Session() as session:
+        tf1.set_random_seed(0)
         for name, shape in variable_shapes(HParams(**HPARAMS)).items():
-            drawn = tf1.random_normal_initializer(stddev=0.02, seed=0)
-            initializer = tf1.ones_initializer() if name.endswith("/g") else drawn
+            initializer = tf1.ones_initializer() if name.endswith("/g") else tf1.random_normal_initializer(stddev=0.02)
             tf1.get_variable(f"model/{name}", [1, *shape] if name.endswith("/w") else shape, initializer=initializer)
         session.run(tf1.global_variables_initializer())
         saver = tf1.train.Saver(write_version=tf1.train.SaverDef.V2, save_relative_paths=True)

@@ -11,6 +11,7 @@ import string
 import numpy as np
 import pytest
 import tensorflow as tf
+from measure import probabilities
 
 from npgpt2.checkpoint import Checkpoint, find_prefix
 from npgpt2.convert import widen
@@ -192,7 +193,7 @@ def test_probabilities_are_those_of_openais_sampling(temperature, top_k, ties):
         if ties:
             logits = np.round(logits)
         ours, theirs = (
-            Sampler(temperature, top_k).probabilities(logits),
+            probabilities(Sampler(temperature, top_k), logits),
             openais_probabilities(logits, temperature, top_k),
         )
         np.testing.assert_array_equal(ours > 0, theirs > 0)
@@ -202,4 +203,4 @@ def test_probabilities_are_those_of_openais_sampling(temperature, top_k, ties):
 def test_probabilities_are_those_of_openais_sampling_in_float32():
     logits = np.random.default_rng(0).normal(0, 3, 50257).astype(np.float32)
     theirs = openais_probabilities(logits, np.float32(0.7), 40)
-    np.testing.assert_allclose(Sampler(0.7, 40).probabilities(logits), theirs, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(probabilities(Sampler(0.7, 40), logits), theirs, rtol=1e-5, atol=1e-12)

@@ -14,6 +14,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measure import probabilities
 from safetensors.torch import load_file, save_file
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -305,7 +306,7 @@ def test_probabilities_are_those_of_transformers_warpers(temperature, top_k, top
     # sum equals p but for rounding; with random logits, none comes near enough.
     for seed in range(5):
         logits = np.random.default_rng(seed).normal(0, 3, 500)
-        ours = Sampler(temperature, top_k, top_p).probabilities(logits)
+        ours = probabilities(Sampler(temperature, top_k, top_p), logits)
         theirs = warped(logits, temperature, top_k, top_p)
         np.testing.assert_array_equal(ours > 0, theirs > 0)
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
@@ -316,7 +317,7 @@ def test_tokens_as_likely_as_the_kth_are_kept_as_transformers_keeps_them(top_k):
     logits = np.random.default_rng(0).integers(0, 6, 50).astype(float)
     theirs = warped(logits, 0.8, top_k, 1.0)
     assert np.count_nonzero(theirs) >= top_k
-    np.testing.assert_allclose(Sampler(0.8, top_k).probabilities(logits), theirs, rtol=1e-12)
+    np.testing.assert_allclose(probabilities(Sampler(0.8, top_k), logits), theirs, rtol=1e-12)
 
 
 @pytest.mark.parametrize("top_p", [0.15, 0.4, 0.77, 0.95])
@@ -324,11 +325,11 @@ def test_tokens_as_likely_as_the_kth_are_kept_as_transformers_keeps_them(top_k):
 def test_the_nucleus_among_ties_has_as_many_tokens_as_that_of_transformers(top_k, top_p):
     # Of tokens that are equally likely, either may keep others; how many it keeps is settled.
     logits = np.random.default_rng(1).integers(0, 6, 50).astype(float)
-    ours, theirs = Sampler(0.8, top_k, top_p).probabilities(logits), warped(logits, 0.8, top_k, top_p)
+    ours, theirs = probabilities(Sampler(0.8, top_k, top_p), logits), warped(logits, 0.8, top_k, top_p)
     np.testing.assert_allclose(np.sort(ours), np.sort(theirs), rtol=1e-12)
 
 
 def test_logits_for_a_whole_vocabulary_are_sampled_as_in_transformers():
     logits = np.random.default_rng(2).normal(0, 3, 50257).astype(np.float32)
-    ours = Sampler(0.9, 40, 0.9).probabilities(logits)
+    ours = probabilities(Sampler(0.9, 40, 0.9), logits)
     np.testing.assert_allclose(ours, warped(logits.astype(float), 0.9, 40, 0.9), rtol=1e-12)
