@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from reprlib import repr as shortened
 
 import numpy as np
 import numpy.typing as npt
@@ -160,7 +161,7 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 @dataclass(slots=True)
 class Entry:
-    """What the index says of a variable: `BundleEntryProto` in tensor_bundle.proto. One that is `sliced` has no data."""
+    """What the index says of a variable: `BundleEntryProto` in tensor_bundle.proto. A `sliced` one has no data here."""
 
     dtype: int = 0
     shape: tuple[int, ...] = ()
@@ -227,7 +228,7 @@ class Checkpoint:
         if dtype is None:
             raise ValueError(f"{self._index}: variable {name} has TensorFlow's type number {entry.dtype}, not a float")
         if entry.size != prod(entry.shape) * ITEM_SIZES[dtype]:
-            raise ValueError(f"{self._index}: variable {name} of shape {entry.shape} has {entry.size} bytes")
+            raise ValueError(f"{self._index}: variable {name} of shape {shortened(entry.shape)} has {entry.size} bytes")
         if not 0 <= entry.shard < self.shards:
             raise ValueError(f"{self._index}: variable {name} lies in part {entry.shard} of {self.shards}")
         path = self.prefix.with_name(f"{self.prefix.name}.data-{entry.shard:05}-of-{self.shards:05}")
@@ -250,9 +251,12 @@ def _latest(state: Path) -> str:
     match = _STATE_PATH.search(read_bounded(state, STATE_LIMIT))
     if match is None:
         raise ValueError(f"{state}: has no model_checkpoint_path; give the checkpoint's own path instead")
-    # The path is quoted as in C: bytes outside of ASCII by their octal number, the rest by a backslash.
+    # The path is quoted as in C: bytes outside of ASCII by their octal number, some others by a letter.
+    letters = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
     path = re.sub(
-        rb"\\([0-3][0-7]{2}|.)", lambda m: bytes([int(m[1], 8)]) if len(m[1]) == 3 else m[1], match[1], flags=re.DOTALL
+        rb"\\([0-3][0-7]{2}|.)",
+        lambda quoted: bytes([int(quoted[1], 8)]) if len(quoted[1]) == 3 else letters.get(quoted[1], quoted[1]),
+        match[1],
     )
     # It can come from any system, so that both kinds of slashes separate folders.
     return re.split(r"[/\\]", path.decode("utf-8", "replace"))[-1]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from npgpt2 import weights
 from npgpt2.checkpoint import Checkpoint, find_prefix
 from npgpt2.files import read_bounded
-from npgpt2.huggingface import HuggingFaceModel
+from npgpt2.huggingface import HuggingFaceModel, read_tokenizer
 from npgpt2.tokenizer import Tokenizer, read_vocabulary
 from npgpt2.weights import Array, HParams
 
@@ -52,8 +53,10 @@ def _tensorflow(prefix: Path) -> Source:
     return Source(prefix, prefix.parent, hparams, shapes, lambda name: checkpoint.read(f"model/{name}"))
 
 
-def _hugging_face(folder: Path) -> Source:
+def _hugging_face(folder: Path, file: Path | None = None) -> Source:
     model = HuggingFaceModel(folder)
+    if file is not None and file not in {tensor.path for tensor in model.tensors.values()}:
+        raise ValueError(f"{file}: is not the model of {folder}; give the folder of a file called model.safetensors")
     shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
     return Source(folder, folder, model.hparams, shapes, model.read)
 
@@ -62,8 +65,8 @@ def open_source(path: Path) -> Source:
     """Find out what kind of model a path is, and open it."""
     if not path.exists() and (prefix := find_prefix(path)) is None:
         raise FileNotFoundError(f"{path}: no such folder, nor a checkpoint of this name ({path.name}.index)")
-    if path.name.endswith(".safetensors"):
-        path = path.parent
+    if path.suffix == ".safetensors" and path.is_file():
+        return _hugging_face(path.parent, path)
     if (path / "config.json").is_file():
         return _hugging_face(path)
     if (prefix := find_prefix(path)) is None:
@@ -97,10 +100,28 @@ def find_hparams(source: Source, n_head: int | None) -> HParams:
     return source.hparams
 
 
+def find_vocabulary(folder: Path, n_vocab: int) -> tuple[bytes, bytes] | None:
+    """The contents of `encoder.json` and `vocab.bpe` for the vocabulary in a folder; None where it has none.
+
+    A vocabulary that is damaged or doesn't have `n_vocab` entries raises ValueError.
+    """
+    texts, newer = read_vocabulary(folder), folder / "tokenizer.json"
+    if texts is None and newer.is_file():
+        texts = read_tokenizer(newer)
+    if texts is not None and (found := len(Tokenizer(*texts, source=str(folder)))) != n_vocab:
+        raise ValueError(
+            f"{folder}: the vocabulary has {found} entries, but the model {n_vocab};"
+            " give the right one with --vocab DIR"
+        )
+    return texts
+
+
 def widen(data: Bytes, dtype: str) -> Array:
     """Little-endian numbers of one of the types that weights come in, as float32; those of that type aren't copied."""
     if dtype == "bfloat16":  # the upper half of a float32
-        return (data.view("<u2").astype("<u4") << 16).view("<f4").astype(np.float32, copy=False)
+        wide = data.view("<u2").astype("<u4")
+        wide <<= 16
+        return wide.view("<f4").astype(np.float32, copy=False)
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused by name
         return data.view({"float32": "<f4", "float64": "<f8", "float16": "<f2"}[dtype]).astype(np.float32, copy=False)
 
@@ -115,6 +136,7 @@ def _read_variables(source: Source, shapes: dict[str, tuple[int, ...]]) -> Itera
                 raise ValueError(f"{source.path}: variable {name} holds NaN or infinity; the model is broken")
             yield name, array
             bar.update(array.nbytes)
+            del array  # before the next one is read
 
 
 class Converted(NamedTuple):
@@ -130,9 +152,9 @@ def convert(
 ) -> Converted:
     """Convert a TensorFlow checkpoint or a Hugging Face folder into a model file.
 
-    source: a folder, or a checkpoint's prefix (`run1/model-40`) · output: the `.npz` to write, replaced if it is there;
-    by default the source's name beside it · vocabulary: the folder of `encoder.json` and `vocab.bpe` (or `vocab.json`
-    and `merges.txt`), by default the source's · n_head: see `find_hparams`.
+    source: a folder, or a checkpoint's prefix (`run1/model-40`) or file · output: the `.npz` to write, replaced if it
+    is there; by default the source's name beside it · vocabulary: the folder of `encoder.json` and `vocab.bpe` (or
+    `vocab.json` and `merges.txt`, or `tokenizer.json`), by default the source's · n_head: see `find_hparams`.
 
     Everything is checked on the way: checksums, that no variable is missing or has a shape that doesn't fit the
     hyperparameters, that all numbers are finite, that the vocabulary belongs to the model. What fails raises
@@ -144,22 +166,16 @@ def convert(
     for name, shape in shapes.items():
         if name not in opened.shapes:
             raise ValueError(f"{opened.path}: variable {name} is missing")
-        if opened.shapes[name] != shape:
+        if (found := opened.shapes[name]) != shape:
             raise ValueError(
-                f"{opened.path}: variable {name} has shape {opened.shapes[name]}, where {shape} is expected ({hparams})"
+                f"{opened.path}: variable {name} has shape {shortened(found)}, where {shape} is expected ({hparams})"
             )
-    texts = read_vocabulary(vocabulary or opened.folder)
+    texts = find_vocabulary(vocabulary or opened.folder, hparams.n_vocab)
     if texts is None and vocabulary:
         raise FileNotFoundError(f"{vocabulary}: holds no vocabulary (encoder.json and vocab.bpe)")
-    if texts is not None:
-        n_vocab = len(Tokenizer(*texts, source=str(vocabulary or opened.folder)))
-        if n_vocab != hparams.n_vocab:
-            raise ValueError(
-                f"{vocabulary or opened.folder}: the vocabulary has {n_vocab} entries, but the model {hparams.n_vocab};"
-                " give the right one with --vocab DIR"
-            )
     if output is None:
-        named = source if source.name not in ("", "..") else source.resolve()
+        named = opened.path if source.is_file() else source
+        named = named if named.name not in ("", "..") else named.resolve()
         output = named.with_name(named.name + ".npz")
     weights.write(output, hparams, _read_variables(opened, shapes), texts)
     return Converted(output, hparams, texts is not None)

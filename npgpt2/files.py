@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EFBIG, ENOSPC
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,8 +44,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and (error.filename == str(temporary) or error.errno in (ENOSPC, EFBIG)):
+        with suppress(OSError):  # it may be that this name can't be used at all
+            temporary.unlink()
+        if isinstance(error, OSError) and (str(error.filename) == str(temporary) or error.errno in (ENOSPC, EFBIG)):
             error.filename = str(path)
         raise
 

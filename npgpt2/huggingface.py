@@ -1,4 +1,4 @@
-"""Reads the folders in which Hugging Face's `transformers` saves GPT-2: `config.json` and `model.safetensors`.
+"""Reads what Hugging Face's `transformers` saves of a GPT-2: `config.json`, `model.safetensors`, `tokenizer.json`.
 
 A safetensors file is a JSON header, which says each tensor's type, shape and place, and then the numbers. What
 becomes of them is in `convert.py`.
@@ -6,21 +6,24 @@ becomes of them is in `convert.py`.
 
 from __future__ import annotations
 
+import json
 import re
 from math import prod
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from npgpt2.files import parse_json_object, read_bounded
+from npgpt2.tokenizer import BYTE_CHARACTERS
 from npgpt2.weights import HParams
 
 Bytes = npt.NDArray[np.uint8]
 
 # The format's own bound on its header is 100 MB; GPT-2's takes 60 kB.
-HEADER_LIMIT = 16 * 2**20
+HEADER_LIMIT = 4 * 2**20
 DTYPES = {"F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
 
 # What plain GPT-2 has for each entry of config.json that changes the computation. Where the file leaves one out,
@@ -41,15 +44,34 @@ HPARAMS = {
     "n_head": "n_head",
     "n_layer": "n_layer",
 }
+# Likewise for the parts of tokenizer.json that change the tokens.
+PLAIN_TOKENIZER: dict[str, dict[str, tuple[Any, ...]]] = {
+    "model": {
+        "type": ("BPE",),
+        "dropout": (None, 0),
+        "continuing_subword_prefix": (None, ""),
+        "end_of_word_suffix": (None, ""),
+        "byte_fallback": (False,),
+        "ignore_merges": (False,),
+    },
+    "pre_tokenizer": {"type": ("ByteLevel",), "add_prefix_space": (False,), "use_regex": (True,)},
+}
+
+
+def _require_plain(values: dict[str, Any], plain: dict[str, tuple[Any, ...]], source: str) -> None:
+    """Raise ValueError for the first of the values that isn't what plain GPT-2 has."""
+    for name, allowed in plain.items():
+        value = values.get(name, allowed[0])
+        if value not in allowed:
+            raise ValueError(
+                f"{source}: {name} is {shortened(value)}, where GPT-2 has {allowed[0]!r}; this is another model"
+            )
 
 
 def read_config(path: Path) -> HParams:
     """The hyperparameters in a `config.json`; ValueError where it describes anything but plain GPT-2."""
     config = parse_json_object(read_bounded(path), str(path))
-    for name, allowed in PLAIN.items():
-        value = config.get(name, allowed[0])
-        if value not in allowed:
-            raise ValueError(f"{path}: {name} is {value!r}, where GPT-2 has {allowed[0]!r}; this is another model")
+    _require_plain(config, PLAIN, str(path))
     missing = [name for name in HPARAMS.values() if name not in config]
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} missing")
@@ -57,9 +79,43 @@ def read_config(path: Path) -> HParams:
         hparams = HParams(**{ours: config[theirs] for ours, theirs in HPARAMS.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if config.get("n_inner") not in (None, 4 * hparams.n_embd):
-        raise ValueError(f"{path}: n_inner is {config['n_inner']!r}, where GPT-2 has 4 * n_embd; this is another model")
+    _require_plain(config, {"n_inner": (4 * hparams.n_embd, None)}, str(path))
     return hparams
+
+
+def read_tokenizer(path: Path) -> tuple[bytes, bytes]:
+    """The vocabulary in a `tokenizer.json`, as what `encoder.json` and `vocab.bpe` would hold.
+
+    ValueError where it describes anything but a byte pair encoding as GPT-2's. Whether vocabulary and merges belong
+    together is for `Tokenizer` to find out.
+    """
+    tokenizer = parse_json_object(read_bounded(path), str(path))
+    _require_plain(tokenizer, {"normalizer": (None,)}, str(path))
+    for name, plain in PLAIN_TOKENIZER.items():
+        if not isinstance(part := tokenizer.get(name), dict):
+            raise ValueError(f"{path}: {name} is {shortened(part)}; this is not GPT-2's kind of vocabulary")
+        _require_plain(part, plain, f"{path}: {name}")
+    bpe, added = tokenizer["model"], tokenizer.get("added_tokens", [])
+    vocab, merges = bpe.get("vocab"), bpe.get("merges")
+    if not isinstance(vocab, dict) or not all(type(token) is int for token in vocab.values()):
+        raise ValueError(f"{path}: model has no vocab that numbers its tokens")
+    if not isinstance(merges, list) or not isinstance(added, list):
+        raise ValueError(f"{path}: merges or added_tokens is not a list")
+    lines = ["#version: 0.2"]
+    for merge in merges:  # "a b", or in newer files ["a", "b"]
+        line = " ".join(merge) if isinstance(merge, list) and all(isinstance(part, str) for part in merge) else merge
+        if not isinstance(line, str) or not re.fullmatch(r"\S+ \S+", line):
+            raise ValueError(f"{path}: merges has {shortened(merge)}, where two tokens are expected")
+        lines.append(line)
+    for entry in added:
+        token, text = (entry.get("id"), entry.get("content")) if isinstance(entry, dict) else (None, None)
+        if type(token) is not int or not isinstance(text, str):
+            raise ValueError(f"{path}: added_tokens has {shortened(entry)}, where an id and a content are expected")
+        if text not in vocab:  # where each character stands for a byte, while this is plain text
+            text = "".join(BYTE_CHARACTERS[byte] for byte in text.encode("utf-8", "surrogatepass"))
+        if vocab.setdefault(text, token) != token:
+            raise ValueError(f"{path}: {shortened(text)} has the numbers {vocab[text]} and {token}")
+    return json.dumps(vocab).encode(), "\n".join([*lines, ""]).encode("utf-8", "surrogatepass")
 
 
 class Tensor(NamedTuple):
@@ -89,11 +145,16 @@ def read_header(path: Path) -> dict[str, Tensor]:
             dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             numbers = (*shape, start, stop)
         except (TypeError, KeyError, ValueError):
-            raise ValueError(f"{path}: tensor {name} is not described properly") from None
-        if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) > 8 or stop < start:
-            raise ValueError(f"{path}: tensor {name} has the impossible shape or place {numbers}")
+            raise ValueError(f"{path}: tensor {name!r} is not described properly") from None
+        if (
+            not isinstance(dtype, str)
+            or not all(type(number) is int and number >= 0 for number in numbers)
+            or len(shape) > 8
+            or stop < start
+        ):
+            raise ValueError(f"{path}: tensor {name!r} has the impossible type, shape or place {shortened(entry)}")
         if 8 + size + stop > end:
-            raise ValueError(f"{path}: {end:,} bytes, cut short before the end of tensor {name}")
+            raise ValueError(f"{path}: {end:,} bytes, cut short before the end of tensor {name!r}")
         tensors[name] = Tensor(path, dtype, shape, 8 + size + start, stop - start)
     return tensors
 
@@ -132,10 +193,12 @@ class HuggingFaceModel:
             files = ["model.safetensors"]
         self.tensors: dict[str, Tensor] = {}
         for file in files:
-            if Path(file).name != file or "\\" in file:
-                raise ValueError(f"{index}: {file!r} is not a file of this folder")
+            if not re.fullmatch(r"\w[\w.-]*", file):
+                raise ValueError(f"{index}: {shortened(file)} is not a file of this folder")
             for name, tensor in read_header(folder / file).items():
-                self.tensors[to_checkpoint_name(name)] = tensor
+                if (ours := to_checkpoint_name(name)) in self.tensors:
+                    raise ValueError(f"{tensor.path}: tensor {name!r} is there twice")
+                self.tensors[ours] = tensor
         self._refuse_untied_head()
 
     def _refuse_untied_head(self) -> None:
@@ -149,7 +212,7 @@ class HuggingFaceModel:
         """The bytes of a tensor, little-endian, and the name of its type."""
         tensor = self.tensors[name]
         if tensor.dtype not in DTYPES:
-            raise ValueError(f"{tensor.path}: tensor {name} has type {tensor.dtype}; F32, F16 or BF16 is expected")
+            raise ValueError(f"{tensor.path}: tensor {name} has type {shortened(tensor.dtype)}, not F32, F16 or BF16")
         dtype, item_size = DTYPES[tensor.dtype]
         if tensor.size != prod(tensor.shape) * item_size:
             raise ValueError(f"{tensor.path}: tensor {name} of shape {tensor.shape} has {tensor.size} bytes")

@@ -37,9 +37,7 @@ LARGEST_COMPRESSION = 20
 # NumPy's own headers take 118 bytes; its reader accepts no more than this either.
 NPY_HEADER_LIMIT = 10_000
 # What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError,
-)  # fmt: skip
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError)
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
 
 
@@ -226,7 +224,8 @@ class Weights(dict[str, Array]):
         return encoder, bpe
 
     def _broken(self, what: str) -> ValueError:
-        return ValueError(f"{self.path}: {what}; convert or download the model again")
+        # What zipfile says can quote 64 KB of the file.
+        return ValueError(f"{self.path}: {what[:300]}; convert or download the model again")
 
     def _read_small(self, name: str) -> bytes:
         """Read a member that is text, which has a sensible size or is refused."""
@@ -235,7 +234,9 @@ class Weights(dict[str, Array]):
             raise self._broken(f"{name} is larger than {TEXT_FILE_LIMIT:,} bytes")
         try:
             with self._zip.open(info) as file:
-                return file.read(info.file_size)  # read() would expand all that is there before it looks at the size
+                text = file.read(info.file_size)  # read() would expand all that is there before it looks at the size
+                file.read(1)  # at the end, zipfile compares the checksum
+                return text
         except _ZIP_ERRORS as error:
             raise self._broken(f"{name} can't be read ({error})") from None
 

@@ -1,0 +1,90 @@
+"""Reading within bounds, and writing whole files or none."""
+
+import os
+
+import pytest
+
+from npgpt2.files import decode_utf8, parse_json_object, read_bounded, replacing
+
+
+def write(path, data):
+    with replacing(path) as file:
+        file.write(data)
+
+
+def test_a_file_appears_with_its_last_byte(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"old")
+    with replacing(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+        assert len(os.listdir(tmp_path)) == 2
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    with replacing(tmp_path / "a.txt") as first, replacing(tmp_path / "a.txt") as second:
+        first.write(b"first" * 1000)
+        second.write(b"second")
+    assert (tmp_path / "a.txt").read_bytes() == b"first" * 1000
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_is_raised_goes_through_and_leaves_nothing(tmp_path):
+    def halves():
+        yield b"half"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a.txt") as file:
+        file.writelines(halves())
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "a.txt"):
+        open(tmp_path / "b.txt").close()
+    assert caught.value.filename == str(tmp_path / "b.txt")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows it")
+def test_a_file_that_cannot_take_its_name_is_removed(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(13, "Permission denied", source, None, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError) as caught:
+        write(tmp_path / "a.txt", b"x")
+    assert caught.value.filename == str(tmp_path / "a.txt")
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_up_to_the_limit_are_read(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_bounded(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(ValueError, match="a: larger than the 4 bytes that such a file can have"):
+        read_bounded(tmp_path / "a", 4)
+
+
+def test_json_objects():
+    assert parse_json_object(b'{"a": [1, "\xc3\xa9"]}', "x") == {"a": [1, "é"]}
+
+
+@pytest.mark.parametrize("data", [b"", b"[1", b"\xff{}", b"{'a': 1}", b"[" * 10**6, b'{"a": ' * 10**5, b"9" * 5000])
+def test_what_is_no_json(data):
+    with pytest.raises(ValueError, match="here: not valid JSON") as caught:
+        parse_json_object(data, "here")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(("data", "kind"), [(b"[]", "list"), (b"1", "int"), (b'"a"', "str"), (b"null", "NoneType")])
+def test_what_is_no_object(data, kind):
+    with pytest.raises(ValueError, match=f"here: holds a JSON {kind}, where an object is expected"):
+        parse_json_object(data, "here")
+
+
+def test_utf_8():
+    assert decode_utf8("é東".encode(), "here") == "é東"
+    with pytest.raises(ValueError, match=r"here: not UTF-8 at byte 2 \(0xff\)"):
+        decode_utf8(b"\xc3\xa9\xff", "here")

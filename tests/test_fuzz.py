@@ -1,0 +1,403 @@
+"""Damage at random: it is reported in one line, or it changes nothing; no other exceptions, and no other numbers.
+
+The seeds are fixed, so that a failure comes back. What has no checksum, such as a safetensors file's numbers, can't
+promise the latter and is held to the former alone.
+"""
+
+import io
+import json
+import os
+import shutil
+import struct
+import zipfile
+from time import perf_counter
+
+import numpy as np
+import pytest
+import writers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from writers import SMALL, VOCABULARY, random_arrays
+
+from npgpt2 import weights
+from npgpt2.checkpoint import Entry, find_prefix, read_table
+from npgpt2.convert import convert
+from npgpt2.huggingface import HuggingFaceModel, read_tokenizer
+from npgpt2.tokenizer import Tokenizer
+from npgpt2.weights import HParams, Weights
+
+CASES = 300  # of each kind
+SECONDS = 5
+FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+
+
+# ---- Ways to damage a file. positions: where it may happen, an array of offsets
+
+
+def flip(data, rng, positions):
+    """Change one to four bytes."""
+    damaged = bytearray(data)
+    for position in rng.choice(positions, size=rng.integers(1, 5)):
+        damaged[position] ^= rng.integers(1, 256)
+    return bytes(damaged)
+
+
+def flip_bit(data, rng, positions):
+    damaged = bytearray(data)
+    damaged[rng.choice(positions)] ^= 1 << rng.integers(8)
+    return bytes(damaged)
+
+
+def overwrite(data, rng, positions):
+    """Change a number of two, four or eight bytes to one that is small, large, or on the verge of something."""
+    size = int(rng.choice([2, 4, 8]))
+    bits = 8 * size
+    value = int(rng.choice([0, 1, 2, 63, 64, 255])) if rng.integers(2) else 2 ** (bits - int(rng.integers(1, 9))) - 1
+    position = int(rng.choice(positions))
+    return data[:position] + (value % 2**bits).to_bytes(size, "little") + data[position + size :]
+
+
+def cut(data, rng, positions):
+    return data[: rng.integers(len(data))]
+
+
+def splice(data, rng, positions):
+    """Take out, double, or empty a piece of up to 100 bytes, or put one in."""
+    start = int(rng.choice(positions))
+    piece = data[start : start + int(rng.integers(1, 101))]
+    other = [b"", piece * 2, bytes(len(piece)), piece + rng.bytes(len(piece))][rng.integers(4)]
+    return data[:start] + other + data[start + len(piece) :]
+
+
+DAMAGE = [flip, flip_bit, overwrite, cut, splice]
+
+
+def survey(data, positions, outcome, expected, seed, ways=DAMAGE, cases=CASES):
+    """Damage `data` in every way, and see what comes of it: how many cases were refused, and how many changed nothing.
+
+    outcome: takes the damaged bytes, gives what was read from them · expected: what is there undamaged; None where
+    anything may come of it that is no exception of an unexpected kind.
+    """
+    messages, same = [], 0
+    for case in range(cases):
+        rng = np.random.default_rng((seed, case))
+        damaged = ways[case % len(ways)](data, rng, positions)
+        start = perf_counter()
+        try:
+            found = outcome(damaged)
+        except (ValueError, OSError) as error:
+            messages.append(str(error))
+        else:
+            same += 1
+            assert expected is None or found == expected, f"case {case}: other numbers"
+        assert perf_counter() - start < SECONDS, case
+    assert all(in_one_line(message) for message in messages)
+    return len(messages), same
+
+
+def in_one_line(message):
+    return message.isprintable() and 0 < len(message) < 2000
+
+
+def write_anew(path, data):
+    """Write a file in the place of another: some file systems take long to write into one that is there."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
+def everything(loaded):
+    """All that a model file holds, in a form that can be compared."""
+    tensors = {name: (loaded[name].shape, loaded[name].tobytes()) for name in loaded.shapes}
+    return loaded.hparams, loaded.vocabulary(), tensors
+
+
+# ---- TensorFlow's files
+
+
+@pytest.fixture
+def conversion(fixtures, tmp_path, monkeypatch):
+    """A function that converts a copy of a fixture, one file of which has other contents, and reads the result."""
+    monkeypatch.setattr(os, "fsync", lambda number: None)  # which would take most of the time
+
+    def start(fixture, name):
+        folder = tmp_path / fixture
+        shutil.copytree(fixtures / fixture, folder)
+
+        def outcome(contents):
+            write_anew(folder / name, contents)
+            output = tmp_path / "m.npz"
+            output.unlink(missing_ok=True)
+            try:
+                convert(folder, output)
+            except BaseException:
+                assert {*os.listdir(tmp_path)} == {fixture}
+                raise
+            return everything(Weights(output))
+
+        return (folder / name).read_bytes(), outcome
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("fixture", "name"),
+    [
+        ("dtypes", "model.ckpt.index"),
+        ("dtypes", "model.ckpt.data-00000-of-00001"),
+        ("finetuned", "model-40.index"),
+        ("finetuned", "model-40.data-00001-of-00002"),
+    ],
+)
+def test_damaged_checkpoints(fixture, name, conversion):
+    data, outcome = conversion(fixture, name)
+    expected = outcome(data)
+    refused, same = survey(data, np.arange(len(data)), outcome, expected, seed=1)
+    # Of the index, only the last bytes of the last block are unused; of the data, Adam's slots are, in one fixture.
+    assert refused > CASES / 2 or "data" in name
+    assert refused + same == CASES
+
+
+def test_damage_behind_correct_checksums_of_the_index(conversion):
+    """As a hostile file has: contents at random, sealed anew."""
+    data, outcome = conversion("dtypes", "model.ckpt.index")
+    pairs = list(read_table(data))
+    block = writers.block(pairs)
+    assert outcome(writers.assemble([block]))
+
+    def sealed(damaged):
+        return outcome(writers.assemble([damaged]))
+
+    refused, same = survey(block, np.arange(len(block)), sealed, None, seed=2, cases=2 * CASES)
+    assert refused > same
+
+
+@pytest.mark.parametrize("name", ["hparams.json", "checkpoint"])
+def test_damaged_text_beside_a_checkpoint(name, conversion):
+    data, outcome = conversion("dtypes", name)
+    refused, _ = survey(data, np.arange(len(data)), outcome, None, seed=3, cases=60)
+    assert refused > 10
+
+
+# ---- Model files
+
+
+def parts(data):
+    """Where in a zip file its own structures lie, and the .npy headers."""
+    local, npy = [], []
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for info in archive.infolist():
+            start = info.header_offset
+            size = 30 + sum(struct.unpack_from("<HH", data, start + 26))
+            local += range(start, start + size)
+            if info.filename.endswith(".npy") and info.compress_type == zipfile.ZIP_STORED:
+                npy += range(start + size, start + size + 128)
+    end, central = data.rindex(b"PK\5\6"), writers.central_start(data)
+    return {"local": local, "npy": npy, "central": range(central, end), "end": range(end, len(data))}
+
+
+@pytest.fixture(params=["npgpt2's", "numpy's", "numpy's compressed"])
+def model_file(request, tmp_path):
+    """The bytes of a model file, and a function that reads such bytes."""
+    path = tmp_path / "m.npz"
+    weights.write(path, SMALL, random_arrays().items(), VOCABULARY)
+    if request.param != "npgpt2's":
+        savez = np.savez_compressed if request.param.endswith("compressed") else np.savez
+        savez(path, **random_arrays())
+        with zipfile.ZipFile(path, "a") as archive:
+            for name, text in zip(
+                ("hparams.json", *weights.VOCABULARY_FILES), (json.dumps(vars(SMALL)), *VOCABULARY), strict=True
+            ):
+                archive.writestr(name, text)
+
+    def outcome(contents):
+        write_anew(path, contents)
+        return everything(Weights(path))
+
+    return path.read_bytes(), outcome
+
+
+def test_damaged_model_files(model_file):
+    data, outcome = model_file
+    refused, _ = survey(data, np.arange(len(data)), outcome, outcome(data), seed=4)
+    assert refused > CASES / 2
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+@pytest.mark.parametrize("part", ["local", "npy", "central", "end"])
+def test_damaged_structures_of_model_files(part, model_file):
+    data, outcome = model_file
+    positions = np.array(parts(data)[part])
+    if len(positions):  # compressed .npy headers have no place of their own
+        refused, _ = survey(data, positions, outcome, outcome(data), seed=5)
+        assert refused > CASES / 4
+
+
+def test_damaged_data_of_a_trained_model(tiny, tmp_path):
+    """One of a realistic size, mapped, whose arrays are larger than what is read on opening."""
+    data = tiny.read_bytes()
+    path = tmp_path / "m.npz"
+
+    def outcome(contents):
+        write_anew(path, contents)
+        return everything(Weights(path))
+
+    refused, same = survey(data, np.arange(len(data)), outcome, outcome(data), seed=6)
+    assert refused > 0.9 * CASES > same
+
+
+# ---- Hugging Face's files
+
+
+def test_damaged_safetensors_headers(tmp_path):
+    folder = writers.write_hugging_face(tmp_path / "hf")
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    header = 8 + struct.unpack_from("<Q", data)[0]
+
+    def outcome(contents):
+        write_anew(path, contents)
+        model = HuggingFaceModel(folder)
+        return {name: model.read(name)[1] for name in model.tensors}
+
+    refused, _ = survey(data, np.arange(header), outcome, None, seed=7, cases=2 * CASES)
+    assert refused > CASES
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt"])
+def test_damaged_text_of_hugging_face(name, conversion):
+    data, outcome = conversion("hf", name)
+    refused, _ = survey(data, np.arange(len(data)), outcome, None, seed=8, cases=100)
+    assert refused > 5
+
+
+# ---- Parsers, fed with anything
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def refuses_or_not(function, *arguments):
+    """Call a parser that may raise ValueError, with a message of one line, and nothing else."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        message = str(error)
+    assert in_one_line(message)
+    return None
+
+
+@FIXED
+@given(st.binary(max_size=300))
+def test_any_bytes_as_a_table(data):
+    refuses_or_not(lambda: list(read_table(data)))
+    refuses_or_not(lambda: list(read_table(data + writers.footer((0, 0), (0, max(0, len(data) - 5))))))
+
+
+@FIXED
+@given(
+    st.lists(st.binary(max_size=60), max_size=5),
+    st.lists(st.tuples(st.integers(-3, 90), st.integers(-3, 90)), max_size=5),
+)
+def test_any_blocks_in_a_table(blocks, handles):
+    blocks = [block + struct.pack("<II", 0, 1) for block in blocks]
+    refuses_or_not(lambda: list(read_table(writers.assemble(blocks))))
+    refuses_or_not(lambda: list(read_table(writers.assemble(blocks, handles))))
+
+
+@FIXED
+@given(st.binary(max_size=100))
+def test_any_bytes_as_an_entry(data):
+    entry = refuses_or_not(Entry.parse, data)
+    assert entry is None or all(isinstance(dim, int) for dim in entry.shape)
+
+
+@FIXED
+@given(st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_as_hparams(data):
+    refuses_or_not(HParams.from_json, data, "here")
+
+
+@FIXED
+@given(st.fixed_dictionaries({name: JSON | st.integers(1, 5) for name in vars(SMALL)}))
+def test_any_values_as_hparams(values):
+    hparams = refuses_or_not(HParams.from_json, json.dumps(values).encode(), "here")
+    assert hparams is None or vars(hparams) == values
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("state")
+    (folder / "model-1.index").touch()
+    return folder
+
+
+QUOTED = st.tuples(
+    st.sampled_from([b'model_checkpoint_path: "', b'\n  model_checkpoint_path:"', b"model_checkpoint_path"]),
+    st.binary(max_size=20) | st.text(alphabet='model-1\\"/0123\n', max_size=20).map(str.encode),
+    st.sampled_from([b'"', b'model-1"', b'/model-1"\n', b'\\"', b""]),
+).map(b"".join)
+
+
+@FIXED
+@given(state=st.binary(max_size=100) | QUOTED)
+def test_any_bytes_as_a_state_file(state, folder):
+    write_anew(folder / "checkpoint", state)
+    try:
+        found, message = find_prefix(folder), "as it should be"
+    except (ValueError, FileNotFoundError) as error:
+        found, message = folder / "model-1", str(error)
+    assert found == folder / "model-1"
+    assert in_one_line(message)
+
+
+@FIXED
+@given(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=50), st.binary(max_size=50))
+def test_any_bytes_as_a_vocabulary(encoder, merges):
+    refuses_or_not(Tokenizer, encoder, merges)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(fixtures):
+    texts = [(fixtures / "tiny" / name).read_bytes() for name in ("encoder.json", "vocab.bpe")]
+    return json.loads(texts[0]), texts[1].decode().split("\n")
+
+
+@FIXED
+@given(
+    changes=st.dictionaries(st.text(max_size=3), JSON | st.integers(0, 530), max_size=2),
+    lines=st.lists(
+        st.text(max_size=6) | st.lists(st.sampled_from("aehĠ"), min_size=2, max_size=2).map(" ".join), max_size=5
+    ),
+    at=st.integers(0, 300),
+)
+def test_a_vocabulary_with_changes_is_refused_or_gives_texts_back(changes, lines, at, vocabulary):
+    ids, merges = vocabulary
+    encoder = json.dumps(ids | changes).encode()
+    bpe = "\n".join(merges[:at] + lines + merges[at:]).encode("utf-8", "surrogatepass")
+    tokenizer = refuses_or_not(Tokenizer, encoder, bpe)
+    if tokenizer is not None:
+        for text in ("A language model, nobody's.", "café 東京 🙂\n\n  heh", "".join(changes)):
+            text = text.encode("utf-8", "replace").decode()
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@FIXED
+@given(
+    JSON
+    | st.fixed_dictionaries(
+        {
+            "model": JSON
+            | st.fixed_dictionaries({"vocab": JSON | st.dictionaries(st.text(), st.integers()), "merges": JSON}),
+            "pre_tokenizer": JSON | st.just({}),
+            "added_tokens": JSON
+            | st.lists(JSON | st.fixed_dictionaries({"id": st.integers() | JSON, "content": JSON})),
+        }
+    )
+)
+def test_any_json_as_a_tokenizer_json(tmp_path_factory, described):
+    path = tmp_path_factory.getbasetemp() / "tokenizer.json"
+    path.write_text(json.dumps(described), encoding="utf-8")
+    refuses_or_not(read_tokenizer, path)
