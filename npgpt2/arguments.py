@@ -37,17 +37,22 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-m", "--model", "--model-name", default="124M", metavar="MODEL",
+        "-m",
+        "--model",
+        "--model-name",
+        default="124M",
+        metavar="MODEL",
         help="a model's name, such as 124M, or the path of a model file (default: %(default)s)",
-    )  # fmt: skip
+    )
     _add_models_dir(parser)
 
 
 def _add_models_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--models-dir", metavar="DIR",
+        "--models-dir",
+        metavar="DIR",
         help="the folder with the models (default: $NPGPT2_MODELS, else ./models if there, else ~/.cache/npgpt2)",
-    )  # fmt: skip
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser, length: str, temperature: float, nsamples: int) -> None:
@@ -75,8 +80,12 @@ def _add_sampling(parser: argparse.ArgumentParser, length: str, temperature: flo
         default=nsamples,
         help="how many samples; 0: until interrupted (default: %(default)s)",
     )
-    add("--batch-size", type=at_least(1), default=1,
-        help="samples to generate at once: only affects speed and memory (default: 1)")  # fmt: skip
+    add(
+        "--batch-size",
+        type=at_least(1),
+        default=1,
+        help="samples to generate at once: only affects speed and memory (default: 1)",
+    )
 
 
 def build_parser() -> Parser:
@@ -90,10 +99,12 @@ def build_parser() -> Parser:
         added.set_defaults(parser=added)
         return added
 
-    generate = command("generate", "continue a prompt",
+    generate = command(
+        "generate",
+        "continue a prompt",
         "Prints the continuation as it is generated. The prompt is the argument, --file, or standard input where that"
         " is not a terminal (one newline at the end is dropped); without any, a text of its own begins.",
-    )  # fmt: skip
+    )
     generate.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue")
     generate.add_argument("--file", type=Path, metavar="PATH", help="read the prompt from a file (UTF-8)")
     _add_model(generate)
@@ -104,28 +115,39 @@ def build_parser() -> Parser:
     generate.add_argument("--ignore-eot", action="store_true", help="go on when the model ends the text")
     generate.add_argument("--output", type=Path, metavar="FILE", help="write to a file, once all is done")
 
-    unconditional = command("unconditional", "generate texts from nothing",
+    unconditional = command(
+        "unconditional",
+        "generate texts from nothing",
         "Takes the flags of OpenAI's generate_unconditional_samples.py.",
-    )  # fmt: skip
+    )
     _add_model(unconditional)
     _add_sampling(unconditional, "the model's n_ctx", 1.0, 0)
 
-    interactive = command("interactive", "ask for prompts and continue each",
+    interactive = command(
+        "interactive",
+        "ask for prompts and continue each",
         "Takes the flags of OpenAI's interactive_conditional_samples.py. Ctrl-D ends it.",
-    )  # fmt: skip
+    )
     _add_model(interactive)
     _add_sampling(interactive, "half of the model's n_ctx", 1.0, 1)
 
-    encode = command("encode", "turn text into tokens",
+    encode = command(
+        "encode",
+        "turn text into tokens",
         "Prints the tokens of TEXT, of --file, or of standard input in one line. With -o, the arguments are files,"
         " folders or patterns, whose texts become a training set.",
-    )  # fmt: skip
+    )
     encode.add_argument("text", nargs="*", metavar="TEXT|PATH", help="the text, or with -o the files")
     encode.add_argument("--file", type=Path, metavar="PATH", help="read the text from a file (UTF-8)")
     encode.add_argument("--allow-special", action="store_true", help="<|endoftext|> in the text is the token, not text")
     encode.add_argument("-o", "--output", type=Path, metavar="FILE.npz", help="write a training set")
-    encode.add_argument("--combine", type=at_least(1), default=50000, metavar="N",
-                        help="put short texts together up to so many characters (default: %(default)s)")  # fmt: skip
+    encode.add_argument(
+        "--combine",
+        type=at_least(1),
+        default=50000,
+        metavar="N",
+        help="put short texts together up to so many characters (default: %(default)s)",
+    )
     encode.add_argument("--vocab", type=Path, metavar="DIR", help="the folder with the vocabulary, instead of a model")
     _add_model(encode)
 
@@ -142,9 +164,11 @@ def build_parser() -> Parser:
     info.add_argument("model", nargs="?", default="124M", metavar="MODEL", help="name or path (default: %(default)s)")
     _add_models_dir(info)
 
-    convert = command("convert", "make a model file from a TensorFlow checkpoint or a Hugging Face folder",
+    convert = command(
+        "convert",
+        "make a model file from a TensorFlow checkpoint or a Hugging Face folder",
         "Needs neither TensorFlow nor PyTorch.",
-    )  # fmt: skip
+    )
     convert.add_argument("source", type=Path, metavar="SRC", help="the folder, or a checkpoint such as run1/model-40")
     convert.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="default: SRC.npz, beside SRC")
     convert.add_argument("--vocab", type=Path, metavar="DIR", help="the folder with the vocabulary (default: SRC)")
@@ -152,11 +176,17 @@ def build_parser() -> Parser:
         "--n-head", type=at_least(1), metavar="N", help="attention heads, where SRC has no hparams.json"
     )
 
-    download = command("download", "fetch a model that OpenAI released and convert it",
+    download = command(
+        "download",
+        "fetch a model that OpenAI released and convert it",
         "Takes up broken transfers where they ended.",
-    )  # fmt: skip
-    download.add_argument("name", choices=(*MODELS, *ALIASES), metavar="NAME",
-                          help=f"{', '.join(MODELS)} ({', '.join(ALIASES)} are older names)")  # fmt: skip
+    )
+    download.add_argument(
+        "name",
+        choices=(*MODELS, *ALIASES),
+        metavar="NAME",
+        help=f"{', '.join(MODELS)} ({', '.join(ALIASES)} are older names)",
+    )
     _add_models_dir(download)
     download.add_argument("--base-url", metavar="URL", help="fetch from a mirror of OpenAI's folder `models`")
     download.add_argument("--keep-checkpoint", action="store_true", help="keep TensorFlow's files")

@@ -33,7 +33,7 @@ def read_text(argument: str | None, file: Path | None) -> str:
         return argument
     if file is not None:
         text = decode_utf8(file.read_bytes(), str(file))
-    elif sys.stdin is None or sys.stdin.isatty():
+    elif sys.stdin.isatty():
         return ""
     else:
         text = decode_utf8(sys.stdin.buffer.read(), "standard input")
@@ -60,9 +60,16 @@ def open_tokenizer(args: argparse.Namespace) -> Tokenizer:
 
 
 def write_samples(
-    model: GPT2, prompt: str, args: argparse.Namespace, write: Write, streams: bool = True, first: int = 0,
-    headed: bool = True, stop: Sequence[str] = (), ignore_eot: bool = True,
-) -> None:  # fmt: skip
+    model: GPT2,
+    prompt: str,
+    args: argparse.Namespace,
+    write: Write,
+    streams: bool = True,
+    first: int = 0,
+    headed: bool = True,
+    stop: Sequence[str] = (),
+    ignore_eot: bool = True,
+) -> None:
     """Generate samples and write them: piece by piece one after another, or whole with a progress bar.
 
     streams: whether anyone sees pieces as they are written · first: the first sample's number in the run ·
@@ -98,9 +105,15 @@ def run_generate(args: argparse.Namespace) -> None:
     model = load(args.model, args.models_dir)
     with open_output(args.output) as write:
         write_samples(
-            model, prompt, args, write, streams=args.output is None, headed=args.nsamples != 1,
-            stop=args.stop, ignore_eot=args.ignore_eot,
-        )  # fmt: skip
+            model,
+            prompt,
+            args,
+            write,
+            streams=args.output is None,
+            headed=args.nsamples != 1,
+            stop=args.stop,
+            ignore_eot=args.ignore_eot,
+        )
 
 
 def run_unconditional(args: argparse.Namespace) -> None:
@@ -209,8 +222,11 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 where it failed, 2 for wrong arguments, 130 after Ctrl-C."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # whoever started us closed it
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)

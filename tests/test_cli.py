@@ -474,6 +474,18 @@ def test_a_closed_pipe_ends_the_command_quietly(tiny):
     process.stderr.close()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("command", ["generate", "interactive"])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_streams_that_are_closed_are_empty(tiny, command, closed):
+    script = f'exec "$@" {closed}'
+    words = [sys.executable, "-m", "npgpt2", command, "-m", str(tiny), "--length", "1"]
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
 def test_ctrl_c_ends_at_once_with_status_130_and_keeps_what_was_printed(tiny):
     process = spawn("unconditional", "-m", tiny, "--seed", "1")
