@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from itertools import count
 
 import numpy as np
 import pytest
@@ -32,9 +33,13 @@ def small(tmp_path):
 def opened(tmp_path):
     """A function that writes bytes into a file and opens it as a model."""
 
+    numbers = count()
+
     def write_and_open(data):
-        (tmp_path / "model.npz").write_bytes(data)
-        return Weights(tmp_path / "model.npz")
+        folder = tmp_path / f"model{next(numbers)}"  # not over a file that may be mapped
+        folder.mkdir()
+        (folder / "model.npz").write_bytes(data)
+        return Weights(folder / "model.npz")
 
     return write_and_open
 
