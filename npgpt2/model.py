@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.kernels import Array, causal_attention, gelu, layer_norm, linear
+from npgpt2.kernels import Array, causal_attention, gelu, layer_norm, linear, matmul
 from npgpt2.weights import HParams
 
 Tokens = npt.NDArray[np.intp]
@@ -110,4 +110,4 @@ def forward(
     if not all_positions:
         x = x[ends - 1]  # (N, C) -> (B, C)
     x = layer_norm(x, weights["ln_f/g"], weights["ln_f/b"])
-    return x @ weights["wte"].T  # -> (B, V) or (N, V)
+    return matmul(x, weights["wte"].T)  # -> (B, V) or (N, V)

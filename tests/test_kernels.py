@@ -17,6 +17,15 @@ def close(actual, expected, tolerance=1e-5):
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("rows", range(1, kernels.FEW_ROWS + 2))
+def test_matmul_in_any_number_of_blocks(rows, order, monkeypatch):
+    x, w = random(rows, 5), np.asarray(random(5, 33, seed=1), order=order)
+    for block_bytes in (1, 20, 200, 2**20):
+        monkeypatch.setattr(kernels, "BLOCK_BYTES", block_bytes)
+        close(kernels.matmul(x, w), naive.linear(x, w, np.zeros(33)))
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_linear(rows):
     x, w, b = random(rows, 5), random(5, 6, seed=1), random(6, seed=2)
