@@ -11,7 +11,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 
 # BLAS is slow at products of a few rows and a large matrix: a forward pass of 124M took 3 to 4 times as long with two
-# rows as with one. In blocks of the matrix's columns that stay in the cache, row by row, it takes 1.5 times as long, and
+# rows as with one. In blocks of the matrix's columns that stay in the cache, row by row, it takes 1.5 times as long;
 # that is the faster way for fewer rows than this.
 FEW_ROWS = 8
 BLOCK_BYTES = 2 * 2**20
