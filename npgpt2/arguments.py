@@ -55,11 +55,12 @@ def _add_models_dir(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_sampling(parser: argparse.ArgumentParser, length: str, temperature: float, nsamples: int) -> None:
-    """Options of all that generate. length: the default in words, where it depends on the model, or a number."""
-    number = int(length) if length.isdigit() else None
+def _add_sampling(
+    parser: argparse.ArgumentParser, length: int | None, temperature: float, nsamples: int, shown: str = "%(default)s"
+) -> None:
+    """Options of all that generate. length: the default, or None where it depends on the model, which `shown` says."""
     add = parser.add_argument
-    add("--length", type=at_least(1), default=number, help=f"tokens to generate at most (default: {length})")
+    add("--length", type=at_least(1), default=length, help=f"tokens to generate at most (default: {shown})")
     add(
         "--temperature",
         type=float,
@@ -108,7 +109,7 @@ def build_parser() -> Parser:
     generate.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue")
     generate.add_argument("--file", type=Path, metavar="PATH", help="read the prompt from a file (UTF-8)")
     _add_model(generate)
-    _add_sampling(generate, "40", 0.0, 1)
+    _add_sampling(generate, 40, 0.0, 1)
     generate.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
     )
@@ -121,7 +122,7 @@ def build_parser() -> Parser:
         "Takes the flags of OpenAI's generate_unconditional_samples.py.",
     )
     _add_model(unconditional)
-    _add_sampling(unconditional, "the model's n_ctx", 1.0, 0)
+    _add_sampling(unconditional, None, 1.0, 0, "the model's n_ctx")
 
     interactive = command(
         "interactive",
@@ -129,13 +130,13 @@ def build_parser() -> Parser:
         "Takes the flags of OpenAI's interactive_conditional_samples.py. Ctrl-D ends it.",
     )
     _add_model(interactive)
-    _add_sampling(interactive, "half of the model's n_ctx", 1.0, 1)
+    _add_sampling(interactive, None, 1.0, 1, "half of the model's n_ctx")
 
     encode = command(
         "encode",
         "turn text into tokens",
-        "Prints the tokens of TEXT, of --file, or of standard input in one line. With -o, the arguments are files,"
-        " folders or patterns, whose texts become a training set.",
+        "Prints the tokens of TEXT, of --file, or of standard input (less one newline at its end) in one line. With -o,"
+        " the arguments are files, folders or patterns, whose texts become a training set.",
     )
     encode.add_argument("text", nargs="*", metavar="TEXT|PATH", help="the text, or with -o the files")
     encode.add_argument("--file", type=Path, metavar="PATH", help="read the text from a file (UTF-8)")
@@ -207,6 +208,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         args.parser.error(f"nsamples {args.nsamples} is not a multiple of batch_size {args.batch_size}, or not above 0")
     if args.command == "generate" and args.file is not None and args.prompt is not None:
         args.parser.error("give a prompt or --file, not both")
+    if args.command == "generate" and args.output is not None and not args.nsamples:
+        args.parser.error("--nsamples 0 goes on until interrupted, so that --output would never be complete")
     if args.command == "generate" and "" in args.stop:
         args.parser.error("argument --stop: is empty, which would end every text at once")
     if args.command == "encode":
@@ -216,6 +219,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             args.parser.error("give the files for the training set as arguments")
     if args.command == "convert" and args.output is not None and args.output.suffix != ".npz":
         args.parser.error(f"argument -o: {args.output} doesn't end in .npz")
-    if args.command == "download" and args.base_url is not None and not re.match("https?://", args.base_url):
+    if args.command == "download" and args.base_url is not None and not re.match("https?://", args.base_url, re.I):
         args.parser.error(f"argument --base-url: {args.base_url!r} doesn't begin with http:// or https://")
     return args

@@ -37,7 +37,7 @@ def read_text(argument: str | None, file: Path | None) -> str:
         return ""
     else:
         text = decode_utf8(sys.stdin.buffer.read(), "standard input")
-    return text[:-1] if text.endswith("\n") else text
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def write_stdout(text: str) -> None:
@@ -130,11 +130,13 @@ def run_interactive(args: argparse.Namespace) -> None:
             import readline  # noqa: F401, lets input() edit lines and bring back earlier ones
     for answered in count():
         try:
-            while not (prompt := input("Model prompt >>> ")):
+            while not (prompt := input("Model prompt >>> ").removesuffix("\r")):
                 print("Prompt should not be empty!")
         except EOFError:
             print()
             return
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input: not UTF-8 at byte {error.start} of what was read last") from None
         # Samples are numbered through the whole session, so that a seed doesn't give one prompt one answer for ever.
         write_samples(model, prompt, args, write_stdout, first=answered * args.nsamples)
         print("=" * 80, flush=True)
@@ -148,7 +150,10 @@ def run_encode(args: argparse.Namespace) -> None:
         files, tokens = write_dataset(args.output, args.text, tokenizer, args.combine)
         print(f"{args.output}: {tokens:,} tokens from {files:,} files")
         return
-    text = read_text(args.text[0] if args.text else None, args.file)
+    if args.file is not None:
+        text = decode_utf8(args.file.read_bytes(), str(args.file))
+    else:
+        text = read_text(args.text[0] if args.text else None, None)
     write_stdout(" ".join(map(str, tokenizer.encode(text, allow_special=args.allow_special))) + "\n")
 
 
@@ -156,11 +161,9 @@ def run_decode(args: argparse.Namespace) -> None:
     tokenizer = open_tokenizer(args)
     for line in [" ".join(args.ids)] if args.ids else read_text(None, None).split("\n"):
         ids = re.split(r"[\s,]+", line.strip(" \t\r[],"))
-        try:
-            tokens = [int(token) for token in ids if token]
-        except ValueError:
-            raise ValueError(f"{line[:80]!r} is not a list of token ids") from None
-        write_stdout(tokenizer.decode(tokens) + "\n")
+        if not all(re.fullmatch("[0-9]{0,18}", token) for token in ids):
+            raise ValueError(f"{line[:80]!r} is not a list of token ids")
+        write_stdout(tokenizer.decode(int(token) for token in ids if token) + "\n")
 
 
 def run_info(args: argparse.Namespace) -> None:
@@ -197,15 +200,24 @@ def run_download(args: argparse.Namespace) -> None:
 
     name = ALIASES.get(args.name, args.name)
     folder = models_folder(args.models_dir)
-    output = folder / f"{name}.npz"
+    output, checkpoint = folder / f"{name}.npz", folder / name
     if output.is_file():
         print(f"{output} is already there")
         return
-    download.fetch_checkpoint(name, folder / name, args.base_url or download.BASE_URL)
-    convert(folder / name, output)
-    if not args.keep_checkpoint:
-        download.remove_checkpoint(folder / name)
-    print(f"{output}: ready; try: npgpt2 generate -m {name} 'Alan Turing'")
+    if checkpoint.exists():
+        raise FileExistsError(
+            f"{checkpoint} is already there; make a model file of it with: npgpt2 convert {checkpoint}"
+        )
+    # A folder of our own, so that nothing that a user put beside it is taken for ours and removed.
+    fetched = folder / f"{name}.download"
+    download.fetch_checkpoint(name, fetched, args.base_url or download.BASE_URL)
+    convert(fetched, output)
+    if args.keep_checkpoint:
+        fetched.rename(checkpoint)
+    else:
+        download.remove_checkpoint(fetched)
+    elsewhere = f" --models-dir {args.models_dir}" if args.models_dir else ""
+    print(f"{output}: ready; try: npgpt2 generate -m {name}{elsewhere} 'Alan Turing'")
 
 
 COMMANDS = {
@@ -227,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if stream is None:  # whoever started us closed it
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8")
+            # Only the names of files can hold what UTF-8 has no code for.
+            stream.reconfigure(encoding="utf-8", errors="strict" if name == "stdin" else "backslashreplace")
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
         COMMANDS[args.command](args)
@@ -236,8 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, MemoryError) as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno in (errno.EPIPE, errno.EINVAL):
-            status = 0  # who read our output has seen enough; Windows calls that EINVAL
+        closed_pipe = errno.EINVAL if os.name == "nt" else errno.EPIPE
+        if isinstance(error, OSError) and error.filename is None and error.errno == closed_pipe:
+            status = 0  # who read our output has seen enough
         else:
             print(f"npgpt2: {describe(error)}", file=sys.stderr)
             status = 1

@@ -1,12 +1,14 @@
 """Writes training sets: texts as arrays of tokens in one compressed `.npz`, as fine-tuning code reads them.
 
 The layout is that of `encode.py` in the nshepperd and Tenoke forks of OpenAI's code: `arr_0`, `arr_1`, … each hold the
-tokens of one or more texts with `<|endoftext|>` after each.
+tokens of one or more texts, with `<|endoftext|>` after each that is followed by another or too short to end an array.
+Here that is the token which the model was trained with, where the forks write the seven tokens of its letters.
 """
 
 from __future__ import annotations
 
 import glob
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -52,10 +54,13 @@ def encode_texts(paths: Sequence[Path], tokenizer: Tokenizer, combine: int) -> I
         if path.suffix == ".npz":
             yield from _encoded_already(path, len(tokenizer))
             continue
-        text += decode_utf8(path.read_bytes(), str(path)) + END_OF_TEXT
+        # Line breaks become "\n", as they do in a file that Python opens as text.
+        text += decode_utf8(path.read_bytes(), str(path)).replace("\r\n", "\n").replace("\r", "\n")
         if len(text) >= combine:
             yield np.array(tokenizer.encode(text, allow_special=True), np.int32)
             text = ""
+        else:
+            text += END_OF_TEXT
     if text:
         yield np.array(tokenizer.encode(text, allow_special=True), np.int32)
 
@@ -65,12 +70,12 @@ def _encoded_already(path: Path, n_vocab: int) -> Iterator[Chunk]:
         with np.load(path) as archive:
             for name in archive.files:
                 tokens = archive[name]
-                if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+                if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
                     raise ValueError(f"{name} is not a list of tokens")
                 if tokens.size and not 0 <= tokens.min() <= tokens.max() < n_vocab:
                     raise ValueError(f"{name} holds tokens that are not in the vocabulary of {n_vocab}")
                 yield tokens.astype(np.int32)
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, AttributeError) as error:
+    except (ValueError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: not a training set ({error})") from None
 
 
@@ -78,7 +83,7 @@ def write_dataset(output: Path, patterns: Sequence[str], tokenizer: Tokenizer, c
     """Encode texts into a training set; returns how many files and tokens it holds."""
     if tokenizer.end_of_text is None:
         raise ValueError("the vocabulary has no <|endoftext|>, which separates the texts of a training set")
-    paths = find_texts(patterns)
+    paths = [path for path in dict.fromkeys(find_texts(patterns)) if path.resolve() != output.resolve()]
     with replacing(output) as file:
         chunks = list(encode_texts(paths, tokenizer, combine))
         np.savez_compressed(file, *chunks)

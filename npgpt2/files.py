@@ -32,8 +32,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     ...     os.listdir(folder)
     ['greeting.txt']
     """
+    path = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder, where a file is to be written")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path}: is a device or a pipe, which can't be replaced by a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder, to write {path.name} in")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -9,7 +9,6 @@ are read again from position 0, and generation goes on behind them.
 from __future__ import annotations
 
 import secrets
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import count
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2.kernels import Array
-from npgpt2.model import Cache, forward
+from npgpt2.model import Cache, Continuation, forward
 from npgpt2.models import find_model
 from npgpt2.sampling import Sampler, random_generator
 from npgpt2.streaming import TextStream
@@ -27,27 +26,6 @@ from npgpt2.tokenizer import Tokenizer
 from npgpt2.weights import HParams, Weights
 
 Ids = npt.NDArray[np.int64]
-
-
-class Continuation:
-    """A sequence that is being continued: what the model has read of it, and what it still has to read."""
-
-    def __init__(self, hparams: HParams, tokens: Sequence[int], rng: np.random.Generator) -> None:
-        self.cache = Cache(hparams)
-        self.unread = list(tokens)
-        self.rng = rng
-        self._n_ctx = hparams.n_ctx
-        self._recent = deque(tokens, maxlen=max(1, hparams.n_ctx // 2))
-
-    def make_room(self) -> None:
-        """Where the unread tokens don't fit into the window any more, start a new one with the most recent."""
-        if self.cache.length + len(self.unread) > self._n_ctx:
-            self.cache.length = 0
-            self.unread = list(self._recent)
-
-    def append(self, token: int) -> None:
-        self.unread = [token]
-        self._recent.append(token)
 
 
 class GPT2:
@@ -167,10 +145,10 @@ class GPT2:
     def samples(
         self,
         prompt: str,
-        nsamples: int = 0,
+        nsamples: int = 1,
         batch_size: int = 1,
         length: int = 40,
-        temperature: float = 1.0,
+        temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
@@ -302,6 +280,6 @@ def load(model: str | Path = "124M", models_dir: str | Path | None = None) -> GP
     >>> load("tests/fixtures/no-such-model.npz")
     Traceback (most recent call last):
     ...
-    FileNotFoundError: tests/fixtures/no-such-model.npz: no such file
+    FileNotFoundError: tests/fixtures/no-such-model.npz: no such file; npgpt2 download fetches 124M, 355M, 774M, 1558M
     """
     return GPT2(Weights(find_model(model, models_dir)))

@@ -68,6 +68,7 @@ def layer_norm(x: Array, gain: Array, bias: Array, eps: float = 1e-5) -> Array:
     >>> layer_norm(np.float32([[1, 3]]), gain=np.float32([1, 1]), bias=np.float32([0, 5])).round(3)
     array([[-1.,  6.]], dtype=float32)
     """
+    # np.mean and np.var say the same, but take longer over one row than all the rest of this.
     C = np.float32(x.shape[-1])
     y: Array = x - x.sum(axis=-1, keepdims=True) / C
     var = np.einsum("nc,nc->n", y, y)[:, None] / C

@@ -8,6 +8,7 @@ itself. Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -49,6 +50,31 @@ class Cache:
         return new
 
 
+class Continuation:
+    """A sequence that is being continued: what the model has read of it, and what it still has to read.
+
+    tokens: what there is so far · rng: where the random numbers come from that choose what follows
+    """
+
+    def __init__(self, hparams: HParams, tokens: Sequence[int], rng: np.random.Generator) -> None:
+        self.cache = Cache(hparams)
+        self.unread = list(tokens)
+        self.rng = rng
+        self._n_ctx = hparams.n_ctx
+        self._recent = deque(tokens, maxlen=max(1, hparams.n_ctx // 2))
+
+    def make_room(self) -> None:
+        """Where the unread tokens don't fit into the window any more, start a new one with the most recent."""
+        if self.cache.length + len(self.unread) > self._n_ctx:
+            self.cache.length = 0
+            self.unread = list(self._recent)
+
+    def append(self, token: int) -> None:
+        """Add the token that was chosen, which is to be read next."""
+        self.unread = [token]
+        self._recent.append(token)
+
+
 def attention(
     x: Array, weights: Mapping[str, Array], layer: int, n_head: int, rows: Sequence[slice], caches: Sequence[Cache]
 ) -> Array:
@@ -77,6 +103,7 @@ def mlp(x: Array, weights: Mapping[str, Array], layer: int) -> Array:
     return linear(h, weights[f"{at}/c_proj/w"], weights[f"{at}/c_proj/b"])  # -> (N, C)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows ends in logits that the sampler refuses, with a message
 def forward(
     weights: Mapping[str, Array],
     hparams: HParams,

@@ -12,11 +12,14 @@ ALIASES = {"117M": "124M", "345M": "355M"}
 
 def models_folder(models_dir: str | Path | None = None) -> Path:
     """The folder for models: the one given, else $NPGPT2_MODELS, else ./models if there, else ~/.cache/npgpt2."""
-    if models_dir is not None:
-        return Path(models_dir)
-    if named := os.environ.get("NPGPT2_MODELS"):
-        return Path(named)
-    return here if (here := Path("models")).is_dir() else Path.home() / ".cache" / "npgpt2"
+    if named := models_dir or os.environ.get("NPGPT2_MODELS"):
+        return Path(os.path.expanduser(os.path.expandvars(named)))
+    if (here := Path("models")).is_dir():
+        return here
+    try:
+        return Path.home() / ".cache" / "npgpt2"
+    except RuntimeError:
+        raise FileNotFoundError("this user has no home folder; give --models-dir or set $NPGPT2_MODELS") from None
 
 
 def find_model(model: str | Path, models_dir: str | Path | None = None) -> Path:
@@ -30,16 +33,17 @@ def find_model(model: str | Path, models_dir: str | Path | None = None) -> Path:
         if path.is_dir():
             raise IsADirectoryError(f"{path}: is a folder; make a model file of it with: npgpt2 convert {path}")
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+            raise FileNotFoundError(f"{path}: no such file; npgpt2 download fetches {', '.join(MODELS)}")
         return path
     folder = models_folder(models_dir)
     for name in dict.fromkeys((text, ALIASES.get(text, text))):
         if (path := folder / f"{name}.npz").is_file():
             return path
+    elsewhere = f" --models-dir {models_dir}" if models_dir else ""
     if (folder / text).is_dir():
         advice = f"make it from the checkpoint there with: npgpt2 convert {folder / text}"
     elif text in MODELS or text in ALIASES:
-        advice = f"get it with: npgpt2 download {text}"
+        advice = f"get it with: npgpt2 download {text}{elsewhere}"
     else:
         advice = f"give a path to an .npz file, or download one of {', '.join(MODELS)} with: npgpt2 download NAME"
     raise FileNotFoundError(f"model {text!r} not found: there is no {folder / f'{text}.npz'}; {advice}")

@@ -55,7 +55,7 @@ class Sampler:
         if self.temperature == 0:
             return np.array([np.argmax(logits)], np.int64), np.ones(1)
         tokens = np.arange(logits.size)
-        if 0 < self.top_k < logits.size:
+        if 0 < self.top_k < logits.size:  # before the temperature, which changes no order, since less is left to do
             tokens = np.flatnonzero(logits >= np.partition(logits, -self.top_k)[-self.top_k])
         scores = logits[tokens].astype(np.float64)
         scores -= scores.max()  # the largest is 0, so that no temperature overflows

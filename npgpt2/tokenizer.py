@@ -100,7 +100,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read the vocabulary in a folder: `encoder.json` and `vocab.bpe`, or `vocab.json` and `merges.txt`."""
+        """Read the vocabulary in a folder: `encoder.json` and `vocab.bpe`, or `vocab.json` and `merges.txt`.
+
+        Raises FileNotFoundError where they are not there, ValueError where they are damaged.
+
+        >>> len(Tokenizer.load("tests/fixtures/tiny"))
+        520
+        """
         texts = read_vocabulary(Path(folder))
         if texts is None:
             raise FileNotFoundError(f"{folder}: holds no vocabulary (encoder.json and vocab.bpe)")
@@ -193,7 +199,9 @@ class Tokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens; bytes that are not UTF-8, as when a character is cut in two, become U+FFFD.
 
-        >>> tokenizer.decode([36235, 39141])                                       # doctest: +SKIP
-        'Alan Turing'
+        An id that is not in the vocabulary raises ValueError.
+
+        >>> tokenizer.decode([32, 514, 352])
+        'A language model'
         """
         return self.decode_bytes(tokens).decode("utf-8", "replace")

@@ -67,7 +67,7 @@ def test_generate_prints_the_continuation(run):
     assert run("generate", "A language model", "-m", "MODEL", "--length", "4") == (0, " plays one small game\n", "")
 
 
-@pytest.mark.parametrize("stdin", [b"A language model", b"A language model\n"])
+@pytest.mark.parametrize("stdin", [b"A language model", b"A language model\n", b"A language model\r\n"])
 def test_generate_reads_a_piped_prompt(run, stdin):
     assert run("generate", "-m", "MODEL", "--length", "2", stdin=stdin)[1] == " plays one\n"
 
@@ -215,9 +215,9 @@ def test_encode_and_decode_are_inverse(run, model):
 
 def test_encode_reads_files_and_pipes_and_vocabulary_folders(run, model, fixtures, tmp_path):
     (tmp_path / "text.txt").write_bytes("é\n".encode())
-    expected = " ".join(map(str, model.tokenizer.encode("é"))) + "\n"
-    assert run("encode", "--file", tmp_path / "text.txt", "--vocab", fixtures / "tiny")[1] == expected
-    assert run("encode", "-m", "MODEL", stdin="é\n".encode())[1] == expected
+    ids = [" ".join(map(str, model.tokenizer.encode(text))) + "\n" for text in ("é\n", "é")]
+    assert run("encode", "--file", tmp_path / "text.txt", "--vocab", fixtures / "tiny")[1] == ids[0]
+    assert run("encode", "-m", "MODEL", stdin="é\n".encode())[1] == ids[1]
 
 
 def test_encode_takes_end_of_text_for_the_token_if_told_to(run):
@@ -251,21 +251,31 @@ def test_encode_writes_a_training_set(run, model, tmp_path):
         chunks = [archive[name] for name in archive.files]
     assert [chunk.dtype for chunk in chunks] == [np.int32] * 2
     decoded = [model.tokenizer.decode(chunk) for chunk in chunks]
-    assert decoded == [texts["a.txt"] + end + texts["b.txt"] + end, texts["deep/c.txt"] + end]
-    assert sum((chunk == 519).sum() for chunk in chunks) == 3
+    assert decoded == [texts["a.txt"] + end + texts["b.txt"], texts["deep/c.txt"] + end]
+    assert sum((chunk == 519).sum() for chunk in chunks) == 2
 
     again = tmp_path / "again.npz"
     assert run("encode", out, tmp_path / "texts" / "*.txt", "-o", again, "-m", "MODEL")[0] == 0
     with np.load(again) as archive:
         assert [len(archive[name]) for name in archive.files][:2] == [len(chunk) for chunk in chunks]
-        assert model.tokenizer.decode(archive["arr_2"]) == decoded[0]
+        assert model.tokenizer.decode(archive["arr_2"]) == decoded[0] + end
 
 
-def test_a_training_set_of_what_is_none_is_refused_and_nothing_written(run, tmp_path):
+def test_a_training_set_does_not_contain_itself_or_a_file_twice(run, model, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"It has\r\nno eyes")
+    for _ in range(2):
+        assert run("encode", tmp_path, tmp_path / "*.txt", "-o", tmp_path / "t.npz", "-m", "MODEL")[0] == 0
+        with np.load(tmp_path / "t.npz") as archive:
+            assert model.tokenizer.decode(archive["arr_0"]) == "It has\nno eyes<|endoftext|>"
+            assert archive.files == ["arr_0"]
+
+
+def test_a_training_set_of_what_is_none_is_refused_and_nothing_written(run, tiny, tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"PK")
     np.savez(tmp_path / "floats.npz", np.zeros(3))
     np.savez(tmp_path / "large.npz", np.array([520]))
     np.savez(tmp_path / "objects.npz", np.array([{}], object))
+    (tmp_path / "model.npz").write_bytes(tiny.read_bytes())
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     before = sorted(os.listdir(tmp_path))
     for name, message in (
@@ -273,6 +283,7 @@ def test_a_training_set_of_what_is_none_is_refused_and_nothing_written(run, tmp_
         ("floats.npz", "arr_0 is not a list of tokens"),
         ("large.npz", "tokens that are not in the vocabulary of 520"),
         ("objects.npz", "not a training set"),
+        ("model.npz", "hparams.json is not a list of tokens"),
         ("latin.txt", "latin.txt: not UTF-8 at byte 3 (0xe9)"),
         ("missing*", "no such file"),
     ):
@@ -355,6 +366,15 @@ def test_download_converts_and_removes_the_checkpoint(run, served, tmp_path):
     assert len(served) == 1
 
 
+def test_download_leaves_a_checkpoint_alone_that_it_did_not_fetch(run, served, fixtures, tmp_path):
+    (tmp_path / "124M").mkdir()
+    (tmp_path / "124M" / "model.ckpt.index").write_bytes(b"precious")
+    result = run("download", "124M", "--models-dir", tmp_path)
+    assert failed(result, 1, f"npgpt2 convert {tmp_path / '124M'}")
+    assert (tmp_path / "124M" / "model.ckpt.index").read_bytes() == b"precious"
+    assert served == []
+
+
 def test_download_keeps_the_checkpoint_if_told_to(run, served, tmp_path):
     arguments = ["--models-dir", tmp_path, "--keep-checkpoint", "--base-url", "http://localhost:1/models"]
     assert run("download", "355M", *arguments)[0] == 0
@@ -382,6 +402,7 @@ def test_download_keeps_the_checkpoint_if_told_to(run, served, tmp_path):
         (["generate", "--stop", ""], "--stop"),
         (["generate", "A", "--file", "x"], "a prompt or --file, not both"),
         (["generate", "A", "B"], "B"),
+        (["generate", "A", "--nsamples", "0", "--output", "x"], "--output would never be complete"),
         (["generate", "--unknown"], "--unknown"),
         (["generate", "--temp", "1"], "--temp"),
         (["encode", "a", "b"], "one TEXT"),
@@ -412,6 +433,21 @@ def test_text_that_is_not_utf8_is_refused_with_the_byte(run, tmp_path):
     assert failed(run("generate", "--file", tmp_path / "prompt.txt", "-m", "MODEL"), 1, "not UTF-8 at byte 3 (0xe9)")
     assert failed(run("generate", "-m", "MODEL", stdin=b"\xff"), 1, "standard input: not UTF-8 at byte 0 (0xff)")
     assert failed(run("generate", "caf\udce9", "-m", "MODEL"), 1, "argument", "UTF-8")
+
+
+def test_interactive_input_that_is_not_utf8_is_refused(run):
+    status, _, err = run("interactive", "-m", "MODEL", stdin=b"caf\xe9\n")
+    assert status == 1
+    assert "standard input: not UTF-8 at byte 3" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files are Unicode on Windows")
+def test_names_of_files_that_are_not_utf8_are_shown_all_the_same(tiny, tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xff.npz"
+    process = spawn("info", os.fsdecode(name))
+    err = process.communicate(timeout=60)[1]
+    assert (process.returncode, err.count(b"\n")) == (1, 1)
+    assert b"udcff.npz: no such file" in err
 
 
 def test_a_missing_prompt_file_is_named(run, tmp_path):
@@ -472,6 +508,15 @@ def test_a_closed_pipe_ends_the_command_quietly(tiny):
     assert process.stderr.read() == b""
     assert process.wait(timeout=20) == 0
     process.stderr.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/oom_score_adj"), reason="needs a file that refuses what is written")
+def test_only_a_closed_pipe_ends_quietly(tiny):
+    with open("/proc/self/oom_score_adj", "wb") as refusing:
+        process = spawn("info", tiny, stdout=refusing)
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert b"Invalid argument" in err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")

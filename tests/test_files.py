@@ -1,6 +1,7 @@
 """Reading within bounds, and writing whole files or none."""
 
 import os
+import stat
 
 import pytest
 
@@ -88,3 +89,23 @@ def test_utf_8():
     assert decode_utf8("é東".encode(), "here") == "é東"
     with pytest.raises(ValueError, match=r"here: not UTF-8 at byte 2 \(0xff\)"):
         decode_utf8(b"\xc3\xa9\xff", "here")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_or_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="is a device or a pipe"), replacing(tmp_path / "pipe"):
+        pass
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_what_a_link_points_to_is_replaced_and_not_the_link(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
+    with replacing(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder" / "file").read_bytes() == b"new"
+    assert os.listdir(tmp_path / "folder") == ["file"]

@@ -304,11 +304,11 @@ def test_models_are_found_by_name_alias_and_path(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("124M", r"there is no nowhere.124M\.npz; get it with: npgpt2 download 124M"),
-        ("345M", r"there is no nowhere.345M\.npz; get it with: npgpt2 download 345M"),
+        ("124M", r"there is no nowhere.124M\.npz; get it with: npgpt2 download 124M --models-dir nowhere"),
+        ("345M", r"there is no nowhere.345M\.npz; get it with: npgpt2 download 345M --models-dir nowhere"),
         ("story", r"there is no nowhere.story\.npz; give a path to an \.npz file, or download one of 124M"),
         ("folder/", "is a folder; make a model file of it with: npgpt2 convert folder"),
-        ("missing.npz", r"missing\.npz: no such file"),
+        ("missing.npz", r"missing\.npz: no such file; npgpt2 download fetches 124M"),
         ("folder/model", r"folder.model: no such file"),
     ],
 )
@@ -317,6 +317,27 @@ def test_models_that_are_not_there_say_where_they_were_looked_for_and_what_to_do
     (tmp_path / "folder").mkdir()
     with pytest.raises((FileNotFoundError, IsADirectoryError), match=message):
         npgpt2.load(name, models_dir="nowhere")
+
+
+def test_the_models_folder_can_be_given_with_a_tilde_or_a_variable(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "124M.npz").write_bytes(tiny.read_bytes())
+    assert npgpt2.load("124M", models_dir="~").hparams.n_vocab == 520
+    assert npgpt2.load("124M", models_dir="$HOME").hparams.n_vocab == 520
+    monkeypatch.setenv("NPGPT2_MODELS", "~/")
+    assert npgpt2.load("124M").hparams.n_vocab == 520
+
+
+def test_a_user_without_a_home_is_told_what_to_do(tmp_path, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NPGPT2_MODELS", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    with pytest.raises(FileNotFoundError, match="--models-dir"):
+        npgpt2.load("124M")
 
 
 def test_a_checkpoint_in_the_models_folder_that_was_not_converted_is_pointed_out(tmp_path):
@@ -331,7 +352,7 @@ def test_weights_that_overflow_are_reported_and_not_sampled_from(tmp_path):
     hparams = npgpt2.HParams(n_vocab=9, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
     arrays = ((name, np.full(shape, 1e30, np.float32)) for name, shape in weights.variable_shapes(hparams).items())
     weights.write(tmp_path / "model.npz", hparams, arrays, None)
-    with np.errstate(all="ignore"), pytest.raises(ValueError, match="its weights are too large or broken"):
+    with pytest.raises(ValueError, match="its weights are too large or broken"):
         npgpt2.load(tmp_path / "model.npz").generate_tokens([1])
 
 
