@@ -11,6 +11,7 @@ from typing import NoReturn
 from npgpt2.models import ALIASES, MODELS
 from npgpt2.sampling import Sampler
 from npgpt2.version import __version__
+from npgpt2.weights import DTYPES
 
 
 class Parser(argparse.ArgumentParser):
@@ -175,6 +176,13 @@ def build_parser() -> Parser:
     convert.add_argument("--vocab", type=Path, metavar="DIR", help="the folder with the vocabulary (default: SRC)")
     convert.add_argument(
         "--n-head", type=at_least(1), metavar="N", help="attention heads, where SRC has no hparams.json"
+    )
+
+    convert.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="float16 halves the file, and costs time and memory when it is used (default: %(default)s)",
     )
 
     download = command(

@@ -184,7 +184,7 @@ def run_info(args: argparse.Namespace) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     from npgpt2.convert import convert
 
-    converted = convert(args.source, args.output, args.vocab, args.n_head)
+    converted = convert(args.source, args.output, args.vocab, args.n_head, args.dtype)
     print(f"{converted.path}: {converted.path.stat().st_size:,} bytes, {converted.hparams}")
     if not converted.has_vocabulary:
         print(

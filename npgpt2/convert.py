@@ -148,13 +148,18 @@ class Converted(NamedTuple):
 
 
 def convert(
-    source: Path, output: Path | None = None, vocabulary: Path | None = None, n_head: int | None = None
+    source: Path,
+    output: Path | None = None,
+    vocabulary: Path | None = None,
+    n_head: int | None = None,
+    dtype: str = "float32",
 ) -> Converted:
     """Convert a TensorFlow checkpoint or a Hugging Face folder into a model file.
 
     source: a folder, or a checkpoint's prefix (`run1/model-40`) or file · output: the `.npz` to write, replaced if it
     is there; by default the source's name beside it · vocabulary: the folder of `encoder.json` and `vocab.bpe` (or
-    `vocab.json` and `merges.txt`, or `tokenizer.json`), by default the source's · n_head: see `find_hparams`.
+    `vocab.json` and `merges.txt`, or `tokenizer.json`), by default the source's · n_head: see `find_hparams` ·
+    dtype: see `weights.write`.
 
     Everything is checked on the way: checksums, that no variable is missing or has a shape that doesn't fit the
     hyperparameters, that all numbers are finite, that the vocabulary belongs to the model. What fails raises
@@ -177,5 +182,5 @@ def convert(
         named = opened.path if source.is_file() else source
         named = named if named.name not in ("", "..") else named.resolve()
         output = named.with_name(named.name + ".npz")
-    weights.write(output, hparams, _read_variables(opened, shapes), texts)
+    weights.write(output, hparams, _read_variables(opened, shapes), texts, dtype)
     return Converted(output, hparams, texts is not None)

@@ -38,6 +38,8 @@ LARGEST_COMPRESSION = 20
 NPY_HEADER_LIMIT = 10_000
 # What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError)
+# The types in which a model file can hold its arrays, as NumPy describes them in it.
+DTYPES = {"float32": "<f4", "float16": "<f2"}
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
 
 
@@ -106,12 +108,17 @@ def all_finite(array: Array) -> bool:
 
 
 def write(
-    path: Path, hparams: HParams, arrays: Iterable[tuple[str, Array]], vocabulary: tuple[bytes, bytes] | None
+    path: Path,
+    hparams: HParams,
+    arrays: Iterable[tuple[str, Array]],
+    vocabulary: tuple[bytes, bytes] | None,
+    dtype: str = "float32",
 ) -> None:
     """Write a model file; it appears at `path` once it is complete and on disk.
 
     arrays: pairs of name and float32 array, taken one at a time, so that a generator keeps memory small ·
-    vocabulary: the contents of `encoder.json` and `vocab.bpe`, or None. The same input gives the same bytes.
+    vocabulary: the contents of `encoder.json` and `vocab.bpe`, or None · dtype: float32, or float16, which takes half
+    the space and is widened into memory when it is used. The same input gives the same bytes.
     """
     with replacing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         members = dict(zip(VOCABULARY_FILES, vocabulary, strict=True)) if vocabulary else {}
@@ -119,7 +126,7 @@ def write(
         for name, data in members.items():
             archive.writestr(_member(name), data)
         for name, array in arrays:
-            _write_array(archive, name, array, at=file.tell())
+            _write_array(archive, name, array, dtype, at=file.tell())
             del array  # before the next one is made
 
 
@@ -129,7 +136,7 @@ def _member(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _write_array(archive: zipfile.ZipFile, name: str, array: Array, at: int) -> None:
+def _write_array(archive: zipfile.ZipFile, name: str, array: Array, dtype: str, at: int) -> None:
     """Add an array to the zip file, which is `at` bytes long, so that its numbers are aligned."""
     member = _member(f"{name}.npy")
     # The data starts behind a local header of 30 bytes, the name, and an extra field: number 0xD935, which Android's
@@ -142,12 +149,17 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: Array, at: int) -> 
     # fast as adding up scaled rows.
     by_columns = name.endswith("/w")
     with archive.open(member, "w") as out:
-        header = {"descr": "<f4", "fortran_order": by_columns, "shape": array.shape}
+        descr = DTYPES[dtype]
+        header = {"descr": descr, "fortran_order": by_columns, "shape": array.shape}
         np.lib.format.write_array_header_1_0(out, header)
         rows = array.T if by_columns else array
         step = max(1, CHUNK // prod(rows.shape[1:]))
         for start in range(0, len(rows), step):
-            out.write(np.ascontiguousarray(rows[start : start + step], "<f4").data)
+            with np.errstate(over="ignore"):
+                piece = np.ascontiguousarray(rows[start : start + step], descr)
+            if dtype == "float16" and not np.isfinite(piece).all():
+                raise ValueError(f"variable {name} has values that are too large for float16; write float32")
+            out.write(piece.data)
 
 
 class _Member(NamedTuple):

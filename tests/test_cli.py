@@ -324,6 +324,15 @@ def test_convert_warns_of_a_missing_vocabulary(run, fixtures, tmp_path):
     assert failed(run("generate", "A", "-m", tmp_path / "model.npz"), 1, "has no vocabulary", "--vocab DIR")
 
 
+def test_convert_writes_half_the_size_if_told_to(run, fixtures, tiny, tmp_path):
+    assert run("convert", fixtures / "tiny", "-o", tmp_path / "half.npz", "--dtype", "float16")[0] == 0
+    assert (tmp_path / "half.npz").stat().st_size < 0.6 * tiny.stat().st_size
+    assert re.search("type +float16", run("info", tmp_path / "half.npz")[1])
+    prompt = ["A language model", "--length", "20"]
+    assert run("generate", *prompt, "-m", tmp_path / "half.npz") == run("generate", *prompt, "-m", "MODEL")
+    assert failed(run("convert", fixtures / "tiny", "--dtype", "int4"), 2, "'int4'")
+
+
 def test_convert_takes_a_vocabulary_from_elsewhere(run, fixtures, tmp_path):
     (tmp_path / "hf").mkdir()
     for name in ("config.json", "model.safetensors"):

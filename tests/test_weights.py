@@ -228,6 +228,23 @@ def test_files_that_numpy_writes_load_equal(savez, opened):
     assert loaded.vocabulary() is None
 
 
+def test_a_file_can_be_written_in_float16(tmp_path):
+    arrays = random_arrays()
+    weights.write(tmp_path / "half.npz", SMALL, arrays.items(), None, dtype="float16")
+    loaded = Weights(tmp_path / "half.npz")
+    assert loaded.dtype == "float16"
+    assert_equal(loaded, {name: array.astype(np.float16).astype(np.float32) for name, array in arrays.items()})
+    with np.load(tmp_path / "half.npz") as archive:
+        assert archive["wte"].dtype == np.float16
+
+
+def test_what_is_too_large_for_float16_is_named(tmp_path):
+    arrays = random_arrays() | {"ln_f/b": np.full(SMALL.n_embd, 1e5, np.float32)}
+    with pytest.raises(ValueError, match="variable ln_f/b has values that are too large for float16"):
+        weights.write(tmp_path / "half.npz", SMALL, arrays.items(), None, dtype="float16")
+    assert os.listdir(tmp_path) == []
+
+
 def test_float16_is_widened(opened):
     arrays = {name: array.astype(np.float16) for name, array in random_arrays().items()}
     loaded = opened(by_numpy(arrays))

@@ -325,7 +325,7 @@ def main():
     parser.add_argument("output", nargs="?", type=Path, default=Path("storyteller"), metavar="OUTPUT")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="train for so long, instead of --steps")
-    length.add_argument("--steps", type=int, default=4000, help="how many steps to train (default: %(default)s)")
+    length.add_argument("--steps", type=int, default=1700, help="how many steps to train (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="PyTorch's threads (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
