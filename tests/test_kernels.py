@@ -3,7 +3,6 @@
 import naive
 import numpy as np
 import pytest
-from measure import allocated_peak
 
 from npgpt2 import kernels
 
@@ -81,7 +80,7 @@ def test_attention_ignores_what_comes_later():
     np.testing.assert_array_equal(kernels.causal_attention(q, k, v)[:128], before[:128])
 
 
-def test_attention_makes_no_array_of_all_queries_by_all_keys():
+def test_attention_makes_no_array_of_all_queries_by_all_keys(allocated_peak):
     H, T, D = 4, 1024, 8
     q, k, v = (random(H, T, D, seed=seed) for seed in range(3))
     peak = allocated_peak(lambda: kernels.causal_attention(q, k, v))

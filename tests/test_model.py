@@ -3,7 +3,6 @@
 import naive
 import numpy as np
 import pytest
-from measure import allocated_peak
 
 import npgpt2
 from npgpt2.convert import convert
@@ -105,7 +104,7 @@ def test_a_cache_refuses_more_than_n_ctx_positions(model):
         Cache(model.hparams).reserve(193)
 
 
-def test_decoding_reads_only_what_it_needs_of_the_cache(model):
+def test_decoding_reads_only_what_it_needs_of_the_cache(model, allocated_peak):
     """A decoded token allocates no more than its own rows: nothing grows with n_vocab times T, or with the weights."""
     cache = Cache(model.hparams)
     forward(model.weights, model.hparams, [random_tokens(model, 100)], [cache])
@@ -113,7 +112,7 @@ def test_decoding_reads_only_what_it_needs_of_the_cache(model):
     assert peak < 64 * 1024
 
 
-def test_prefill_computes_logits_for_the_last_position_alone():
+def test_prefill_computes_logits_for_the_last_position_alone(allocated_peak):
     hparams = HParams(n_vocab=5000, n_ctx=100, n_embd=8, n_head=2, n_layer=1)
     weights = {name: np.zeros(shape, np.float32) for name, shape in variable_shapes(hparams).items()}
     tokens = np.arange(100)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from distributions import probabilities
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from measure import probabilities
 
 from npgpt2.sampling import Sampler, random_generator
 

@@ -11,7 +11,7 @@ import string
 import numpy as np
 import pytest
 import tensorflow as tf
-from measure import probabilities
+from distributions import probabilities
 
 from npgpt2.checkpoint import Checkpoint, find_prefix
 from npgpt2.convert import widen

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from distributions import probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measure import probabilities
 from safetensors.torch import load_file, save_file
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
