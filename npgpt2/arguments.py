@@ -177,7 +177,6 @@ def build_parser() -> Parser:
     convert.add_argument(
         "--n-head", type=at_least(1), metavar="N", help="attention heads, where SRC has no hparams.json"
     )
-
     convert.add_argument(
         "--dtype",
         choices=DTYPES,

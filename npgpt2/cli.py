@@ -89,9 +89,7 @@ def write_samples(
     else:
         total = args.nsamples * args.length or None
         with tqdm(total=total, unit=" tokens", desc="generate", disable=None, leave=False) as bar:
-            texts = model.samples(
-                prompt, args.nsamples, args.batch_size, *settings, first=first, progress=lambda n: bar.update(n)
-            )
+            texts = model.samples(prompt, args.nsamples, args.batch_size, *settings, first=first, progress=bar.update)
             for number, text in enumerate(texts):
                 with bar.external_write_mode(file=sys.stdout):
                     write(f"{header(number)}{text}\n")

@@ -20,12 +20,10 @@ import numpy.typing as npt
 from npgpt2.kernels import Array
 from npgpt2.model import Cache, Continuation, forward
 from npgpt2.models import find_model
-from npgpt2.sampling import Sampler, random_generator
+from npgpt2.sampling import Ids, Sampler, random_generator
 from npgpt2.streaming import TextStream
 from npgpt2.tokenizer import Tokenizer
 from npgpt2.weights import HParams, Weights
-
-Ids = npt.NDArray[np.int64]
 
 
 class GPT2:

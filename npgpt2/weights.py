@@ -124,13 +124,13 @@ def write(
         members = dict(zip(VOCABULARY_FILES, vocabulary, strict=True)) if vocabulary else {}
         members = {"hparams.json": json.dumps(asdict(hparams)).encode()} | members
         for name, data in members.items():
-            archive.writestr(_member(name), data)
+            archive.writestr(_zip_info(name), data)
         for name, array in arrays:
             _write_array(archive, name, array, dtype, at=file.tell())
             del array  # before the next one is made
 
 
-def _member(name: str) -> zipfile.ZipInfo:
+def _zip_info(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
     info.create_system = 3  # Unix, so that the file is the same whichever system writes it
     return info
@@ -138,7 +138,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: Array, dtype: str, at: int) -> None:
     """Add an array to the zip file, which is `at` bytes long, so that its numbers are aligned."""
-    member = _member(f"{name}.npy")
+    member = _zip_info(f"{name}.npy")
     # The data starts behind a local header of 30 bytes, the name, and an extra field: number 0xD935, which Android's
     # zipalign uses for this, its length, the alignment, and as many zeros as it takes. The .npy header that comes
     # first is itself a multiple of 64 bytes long.
@@ -282,7 +282,7 @@ class Weights(dict[str, Array]):
                 order: Literal["C", "F"] = "F" if header["fortran_order"] else "C"
         except (*_ZIP_ERRORS, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
             raise self._broken(f"variable {name} can't be read ({error})") from None
-        if dtype not in (np.dtype("<f4"), np.dtype("<f2")):
+        if dtype not in map(np.dtype, DTYPES.values()):
             raise self._broken(f"variable {name} has type {dtype}, where float32 or float16 is expected")
         if found != shape:
             raise self._broken(f"variable {name} has shape {found}, where hparams.json asks for {shape}")
