@@ -17,6 +17,7 @@ from tqdm import tqdm
 from npgpt2 import GPT2, Tokenizer, load
 from npgpt2.arguments import parse_arguments
 from npgpt2.files import decode_utf8, replacing
+from npgpt2.model import Prefix
 from npgpt2.models import ALIASES, find_model, models_folder
 from npgpt2.weights import Weights
 
@@ -64,6 +65,7 @@ def write_samples(
     prompt: str,
     args: argparse.Namespace,
     write: Write,
+    prefix: Prefix | None = None,
     streams: bool = True,
     first: int = 0,
     headed: bool = True,
@@ -81,15 +83,19 @@ def write_samples(
         return f"{'=' * 40} SAMPLE {number + 1} {'=' * 40}\n" if headed else ""
 
     if streams and args.batch_size == 1:
+        if args.nsamples != 1:
+            prefix = model.prefix(prompt, prefix)
         for number in range(args.nsamples) if args.nsamples else count():
             write(header(number))
-            for piece in model.stream(prompt, *settings, sample=first + number):
+            for piece in model.stream(prompt, *settings, prefix, sample=first + number):
                 write(piece)
             write("\n")
     else:
         total = args.nsamples * args.length or None
         with tqdm(total=total, unit=" tokens", desc="generate", disable=None, leave=False) as bar:
-            texts = model.samples(prompt, args.nsamples, args.batch_size, *settings, first=first, progress=bar.update)
+            texts = model.samples(
+                prompt, args.nsamples, args.batch_size, *settings, prefix, first=first, progress=bar.update
+            )
             for number, text in enumerate(texts):
                 with bar.external_write_mode(file=sys.stdout):
                     write(f"{header(number)}{text}\n")
@@ -126,6 +132,7 @@ def run_interactive(args: argparse.Namespace) -> None:
     if sys.stdin.isatty():
         with suppress(ImportError):  # Windows edits lines by itself
             import readline  # noqa: F401, lets input() edit lines and bring back earlier ones
+    prefix = None
     for answered in count():
         try:
             while not (prompt := input("Model prompt >>> ").removesuffix("\r")):
@@ -136,7 +143,8 @@ def run_interactive(args: argparse.Namespace) -> None:
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input: not UTF-8 at byte {error.start} of what was read last") from None
         # Samples are numbered through the whole session, so that a seed doesn't give one prompt one answer for ever.
-        write_samples(model, prompt, args, write_stdout, first=answered * args.nsamples)
+        prefix = model.prefix(prompt, prefix)  # what a prompt has in common with the last one isn't read again
+        write_samples(model, prompt, args, write_stdout, prefix, first=answered * args.nsamples)
         print("=" * 80, flush=True)
 
 

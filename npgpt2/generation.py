@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2.kernels import Array
-from npgpt2.model import Cache, Continuation, forward
+from npgpt2.model import Cache, Continuation, Prefix, forward
 from npgpt2.models import find_model
 from npgpt2.sampling import Ids, Sampler, random_generator
 from npgpt2.streaming import TextStream
@@ -106,18 +106,20 @@ class GPT2:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eot: bool = False,
+        prefix: Prefix | None = None,
     ) -> str:
         """Continue a text; returns the new text alone.
 
         prompt: what to continue; if empty, a text of its own begins · length: how many tokens to generate at most ·
         temperature, top_k, top_p: see `Sampler`; temperature 0 always takes the likeliest token · seed: fixes what is
         drawn · stop: strings before which the text ends · ignore_eot: go on past `<|endoftext|>`, with which the model
-        ends a text. Values out of range raise ValueError.
+        ends a text · prefix: what `prefix` returned for a text with which the prompt begins, to save time. Values out
+        of range raise ValueError.
 
         >>> model.generate("A language model", length=20, stop=":")
         ' plays one small game'
         """
-        return "".join(self.stream(prompt, length, temperature, top_k, top_p, seed, stop, ignore_eot))
+        return "".join(self.stream(prompt, length, temperature, top_k, top_p, seed, stop, ignore_eot, prefix))
 
     def stream(
         self,
@@ -129,6 +131,7 @@ class GPT2:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eot: bool = False,
+        prefix: Prefix | None = None,
         sample: int = 0,
     ) -> Iterator[str]:
         """The same as `generate`, in pieces as they come. sample: which of the seed's samples to draw (see `samples`).
@@ -138,7 +141,7 @@ class GPT2:
          plays| one| small| game|
         """
         run = self._run(prompt, length, temperature, top_k, top_p, seed, stop, ignore_eot)
-        return (piece for step in run(range(sample, sample + 1)) for _, piece in step if piece)
+        return (piece for step in run(range(sample, sample + 1), prefix) for _, piece in step if piece)
 
     def samples(
         self,
@@ -152,10 +155,12 @@ class GPT2:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eot: bool = False,
+        prefix: Prefix | None = None,
         first: int = 0,
         progress: Callable[[int], object] = lambda tokens: None,
     ) -> Iterator[str]:
-        """Continue one prompt several times; yields the texts in order, `nsamples` of them, or without end if 0.
+        """Continue one prompt several times; yields the texts in order, `nsamples` of them, or without end if 0. The
+        prompt is read once.
 
         batch_size: how many to generate at once, which only changes speed and memory: sample i, counted from `first`,
         draws its random numbers from (seed, i) · progress: called with the number of tokens after each step. The
@@ -170,17 +175,35 @@ class GPT2:
         run = self._run(prompt, length, temperature, top_k, top_p, seed, stop, ignore_eot)
 
         def texts() -> Iterator[str]:
+            shared = prefix if nsamples == 1 else self.prefix(prompt, prefix)
             for done in range(0, nsamples, batch_size) if nsamples else count(0, batch_size):
                 size = min(batch_size, nsamples - done) if nsamples else batch_size
                 batch = range(first + done, first + done + size)
                 parts = dict.fromkeys(batch, "")
-                for step in run(batch):
+                for step in run(batch, shared):
                     progress(len(step))
                     for number, piece in step:
                         parts[number] += piece
                 yield from parts.values()
 
         return texts()
+
+    def prefix(self, text: str, prefix: Prefix | None = None) -> Prefix:
+        """Read a text with which several prompts begin, once; `generate` and its like then take it as `prefix`.
+
+        text: if empty, what comes before a text of its own · prefix: what was read of its own beginning. A prompt's
+        tokens are compared with the text's, and those that both begin with aren't read again, so that any prefix goes
+        with any prompt and changes nothing but the time. Only the first n_ctx tokens of a text are kept. It takes
+        memory like a cache of as many positions: 74 kB for each in 124M.
+
+        >>> prefix = model.prefix("A language model plays")
+        >>> model.generate("A language model plays one", length=2, prefix=prefix)
+        ' small game'
+        """
+        tokens = self._prompt(text)[: self.hparams.n_ctx]
+        beginning = Continuation(self.hparams, tokens, random_generator(0, 0), prefix)
+        self._read([beginning])
+        return Prefix(tokens, beginning.cache, beginning.logits)
 
     def _run(
         self,
@@ -192,8 +215,8 @@ class GPT2:
         seed: int | None,
         stop: str | Sequence[str],
         ignore_eot: bool,
-    ) -> Callable[[range], Iterator[list[tuple[int, str]]]]:
-        """Check the settings, and return what generates the samples of these numbers together.
+    ) -> Callable[[range, Prefix | None], Iterator[list[tuple[int, str]]]]:
+        """Check the settings, and return what generates the samples of some numbers together, from a prefix.
 
         It yields, for each token, the numbers of the samples that are not at their end yet, with what they gained.
         """
@@ -204,8 +227,8 @@ class GPT2:
         tokens = self._prompt(prompt)
         end = None if ignore_eot else self.tokenizer.end_of_text
 
-        def steps(numbers: range) -> Iterator[list[tuple[int, str]]]:
-            sequences = {number: Continuation(self.hparams, tokens, generators(number)) for number in numbers}
+        def steps(numbers: range, prefix: Prefix | None) -> Iterator[list[tuple[int, str]]]:
+            sequences = {number: Continuation(self.hparams, tokens, generators(number), prefix) for number in numbers}
             texts = {number: TextStream(self.tokenizer, stops) for number in numbers}
             for step in range(1, length + 1):
                 pieces = []
@@ -224,6 +247,10 @@ class GPT2:
 
     def _advance(self, sequences: Sequence[Continuation], sampler: Sampler) -> list[int]:
         """Let the model read what it hasn't of each sequence, and draw the next token of each."""
+        self._read(sequences)
+        return [sequence.append(sampler.choose(sequence.logits, sequence.rng)) for sequence in sequences]
+
+    def _read(self, sequences: Sequence[Continuation]) -> None:
         for sequence in sequences:
             sequence.make_room()
         # Reading one token takes as long as fetching the weights from memory, so that sequences share it; reading many
@@ -234,8 +261,7 @@ class GPT2:
             unread = [np.array(sequence.unread) for sequence in group]
             logits = forward(self.weights, self.hparams, unread, [sequence.cache for sequence in group])
             for sequence, row in zip(group, logits, strict=True):
-                sequence.append(sampler.choose(row, sequence.rng))
-        return [sequence.unread[-1] for sequence in sequences]
+                sequence.read(row)
 
     def _check(self, tokens: npt.ArrayLike) -> Ids:
         """Token ids as an array, once they are ones that the model knows."""

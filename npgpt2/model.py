@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -44,24 +45,63 @@ class Cache:
             capacity = min(n_ctx, max(length, 2 * capacity, SMALLEST_CACHE))
             self.k, self.v = self._grown(self.k, capacity), self._grown(self.v, capacity)
 
+    def beginning(self, length: int) -> Cache:
+        """A copy of the first `length` positions, with room for more."""
+        copy = Cache(self._hparams)
+        copy.reserve(min(self._hparams.n_ctx, length + SMALLEST_CACHE))
+        copy.length = length
+        copy.k[:, :, :length], copy.v[:, :, :length] = self.k[:, :, :length], self.v[:, :, :length]
+        return copy
+
     def _grown(self, old: Array, capacity: int) -> Array:
         new = np.empty((*old.shape[:2], capacity, old.shape[3]), np.float32)
         new[:, :, : self.length] = old[:, :, : self.length]
         return new
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """A beginning that the model has read, for sequences that share it.
+
+    tokens: what was read, at most n_ctx of them · cache: what that left behind · logits: (V,), after the last of them
+    """
+
+    tokens: list[int]
+    cache: Cache
+    logits: Array
+
+
 class Continuation:
     """A sequence that is being continued: what the model has read of it, and what it still has to read.
 
-    tokens: what there is so far · rng: where the random numbers come from that choose what follows
+    tokens: what there is so far · rng: where the random numbers come from that choose what follows · prefix: what need
+    not be read again, as far as the tokens begin with the same ones · logits: (V,), once it is read to its end
     """
 
-    def __init__(self, hparams: HParams, tokens: Sequence[int], rng: np.random.Generator) -> None:
+    def __init__(
+        self, hparams: HParams, tokens: Sequence[int], rng: np.random.Generator, prefix: Prefix | None = None
+    ) -> None:
         self.cache = Cache(hparams)
         self.unread = list(tokens)
+        self.logits = np.empty(0, np.float32)
         self.rng = rng
         self._n_ctx = hparams.n_ctx
         self._recent = deque(tokens, maxlen=max(1, hparams.n_ctx // 2))
+        if prefix is not None:
+            self._begin_with(prefix)
+
+    def _begin_with(self, prefix: Prefix) -> None:
+        shared = 0
+        for ours, theirs in zip(self.unread, prefix.tokens, strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        if shared == len(self.unread) == len(prefix.tokens):
+            self.logits = prefix.logits
+        elif shared == len(self.unread):
+            shared -= 1  # only reading the last token once more says what comes after it
+        self.cache = prefix.cache.beginning(shared)
+        del self.unread[:shared]
 
     def make_room(self) -> None:
         """Where the unread tokens don't fit into the window any more, start a new one with the most recent."""
@@ -69,10 +109,16 @@ class Continuation:
             self.cache.length = 0
             self.unread = list(self._recent)
 
-    def append(self, token: int) -> None:
-        """Add the token that was chosen, which is to be read next."""
+    def read(self, logits: Array) -> None:
+        """Take note that the model has read all that was unread. logits: (V,), what it said then."""
+        self.unread = []
+        self.logits = logits
+
+    def append(self, token: int) -> int:
+        """Add the token that was chosen, which is to be read next; returns it."""
         self.unread = [token]
         self._recent.append(token)
+        return token
 
 
 def attention(

@@ -1,4 +1,4 @@
-"""What several test files need: the fixtures' folder, the small model that TensorFlow trained, and a memory meter."""
+"""What several test files need: the fixtures' folder, the small model that TensorFlow trained, and meters."""
 
 import tracemalloc
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 import npgpt2
 from npgpt2.convert import convert
+from npgpt2.model import forward
 
 TESTS = Path(__file__).resolve().parent
 
@@ -57,3 +58,17 @@ def allocated_peak():
             tracemalloc.stop()
 
     return measure
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The numbers of tokens that each sequence of each forward pass read."""
+    lengths = []
+    monkeypatch.setattr(
+        "npgpt2.generation.forward",
+        lambda weights, hparams, tokens, *rest: (
+            lengths.append([len(new) for new in tokens]),
+            forward(weights, hparams, tokens, *rest),
+        )[1],
+    )
+    return lengths

@@ -187,6 +187,22 @@ def test_interactive_numbers_samples_from_1_for_each_prompt_but_draws_new_ones(r
     assert run(*arguments, "--batch_size", "2", stdin=b"The\nThe\n")[1] == out
 
 
+def test_interactive_reads_only_what_is_new_in_a_prompt(run, read, model):
+    first, second = "A language model plays", "A language model plays one small game"
+    n_first, n_second = (len(model.tokenizer.encode(prompt)) for prompt in (first, second))
+    options = ["--length", "1", "--nsamples", "2", "--batch-size"]
+    for batch_size in ("1", "2"):
+        read.clear()
+        run("interactive", "-m", "MODEL", *options, batch_size, stdin=f"{first}\n{second}\n{first}\n".encode())
+        assert read == [[n_first], [n_second - n_first], [1]]
+
+
+def test_generate_reads_the_prompt_of_several_samples_once(run, read, model):
+    n = len(model.tokenizer.encode("A language model plays"))
+    run("generate", "A language model plays", "-m", "MODEL", "--length", "2", "--nsamples", "3")
+    assert read == [[n], [1], [1], [1]]
+
+
 def test_interactive_wants_nsamples_to_be_a_multiple_of_batch_size(run):
     assert failed(run("interactive", "--nsamples", "3", "--batch_size", "2"), 2, "nsamples 3", "batch_size 2")
     assert failed(run("interactive", "--nsamples", "0"), 2, "nsamples 0")

@@ -1,5 +1,7 @@
 """The library: generating tokens and text, windows that slide, samples, and what is refused."""
 
+from itertools import takewhile
+
 import numpy as np
 import pytest
 
@@ -130,11 +132,7 @@ def test_memory_stays_the_cache_s_however_much_is_generated(model, monkeypatch):
     assert len(caches) == 1
 
 
-def test_long_prompts_are_read_once_and_then_one_token_at_a_time(model, monkeypatch):
-    read = []
-    monkeypatch.setattr(
-        "npgpt2.generation.forward", lambda *args: (read.append([len(t) for t in args[2]]), forward(*args))[1]
-    )
+def test_long_prompts_are_read_once_and_then_one_token_at_a_time(model, read):
     model.generate_tokens([[1, 2, 3], [4, 5, 6]], length=4)
     assert read == [[3], [3], [1, 1], [1, 1], [1, 1]]
 
@@ -157,6 +155,66 @@ def test_batch_size_does_not_change_what_is_drawn(model, batch_size):
     alone = ["".join(model.stream("It has", sample=i, **settings)) for i in range(7)]
     assert list(model.samples("It has", nsamples=7, batch_size=batch_size, **settings)) == alone
     assert len(set(alone)) > 3
+
+
+# ---- A shared prefix
+
+
+def test_several_samples_read_their_prompt_once(model, read):
+    prompt = "A language model plays one small game: it reads some words"
+    n = len(model.tokenizer.encode(prompt))
+    settings = {"length": 3, "temperature": 1.0, "seed": 1, "ignore_eot": True}
+    for batch_size in (1, 2, 4):
+        read.clear()
+        assert len(list(model.samples(prompt, 4, batch_size, **settings))) == 4
+        assert read == [[n]] + [[1] * batch_size] * 2 * (4 // batch_size)
+    read.clear()
+    assert len(list(model.samples(prompt, 1, **settings))) == 1
+    assert read == [[n], [1], [1]]
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "",
+        "A",
+        "A language model",
+        "A language model plays one sm",  # its last token isn't the prompt's
+        "A language model plays one small game",
+        "A language model plays one small game: it reads some words and guesses the next.",
+        "Something else altogether",
+    ],
+)
+def test_a_prefix_changes_nothing_but_what_is_read(model, read, beginning):
+    prompt = "A language model plays one small game"
+    settings = {"length": 250, "temperature": 1.0, "seed": 3, "ignore_eot": True}  # past n_ctx
+    plain = model.generate(prompt, **settings)
+    prefix = model.prefix(beginning)
+    tokens = model.tokenizer.encode(prompt)
+    shared = len([*takewhile(lambda pair: pair[0] == pair[1], zip(tokens, prefix.tokens, strict=False))])
+    read.clear()
+    assert model.generate(prompt, **settings, prefix=prefix) == plain
+    assert model.generate(prompt, **settings, prefix=prefix) == plain
+    assert read[0] == ([1] if prefix.tokens[: len(tokens)] == tokens else [len(tokens) - shared])
+    assert next(model.samples(prompt, 2, 2, **settings, prefix=prefix)) == plain
+    assert "".join(model.stream(prompt, **settings, prefix=prefix)) == plain
+
+
+def test_a_prefix_gives_the_logits_of_reading_it_all(model):
+    prefix = model.prefix("A language model plays")
+    longer = model.prefix("A language model plays one small game", prefix)
+    np.testing.assert_allclose(longer.logits, model.logits(longer.tokens)[-1], atol=1e-4)
+    assert longer.cache.length == len(longer.tokens)
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1, 100])
+def test_prefixes_about_and_past_n_ctx(model, extra):
+    tokens = (model.tokenizer.encode("A language model plays one small game. ") * 40)[: model.hparams.n_ctx + extra]
+    text = model.tokenizer.decode(tokens)
+    prefix = model.prefix(text)
+    assert len(prefix.tokens) == prefix.cache.length == min(len(tokens), model.hparams.n_ctx)
+    settings = {"length": 5, "temperature": 1.0, "seed": 1}
+    assert model.generate(text, **settings, prefix=prefix) == model.generate(text, **settings)
 
 
 def test_samples_that_end_early_leave_the_batch(model, monkeypatch):
