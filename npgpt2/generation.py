@@ -203,7 +203,7 @@ class GPT2:
         tokens = self._prompt(text)[: self.hparams.n_ctx]
         beginning = Continuation(self.hparams, tokens, random_generator(0, 0), prefix)
         self._read([beginning])
-        return Prefix(tokens, beginning.cache, beginning.logits)
+        return Prefix(tokens, beginning.cache, beginning.logits[0])
 
     def _run(
         self,
@@ -247,21 +247,24 @@ class GPT2:
 
     def _advance(self, sequences: Sequence[Continuation], sampler: Sampler) -> list[int]:
         """Let the model read what it hasn't of each sequence, and draw the next token of each."""
-        self._read(sequences)
-        return [sequence.append(sampler.choose(sequence.logits, sequence.rng)) for sequence in sequences]
-
-    def _read(self, sequences: Sequence[Continuation]) -> None:
         for sequence in sequences:
             sequence.make_room()
+        if len(sequences) == 1:
+            sequences[0].guess()
+        self._read(sequences)
+        return [sequence.append(sampler.choose(sequence.logits[0], sequence.rng)) for sequence in sequences]
+
+    def _read(self, sequences: Sequence[Continuation]) -> None:
         # Reading one token takes as long as fetching the weights from memory, so that sequences share it; reading many
         # is bound by arithmetic, so that long prompts gain nothing from it and are read one by one, in less memory.
         alone = [[sequence] for sequence in sequences if len(sequence.unread) > 1]
         together = [sequence for sequence in sequences if len(sequence.unread) == 1]
         for group in [*alone, together] if together else alone:
-            unread = [np.array(sequence.unread) for sequence in group]
-            logits = forward(self.weights, self.hparams, unread, [sequence.cache for sequence in group])
-            for sequence, row in zip(group, logits, strict=True):
-                sequence.read(row)
+            tokens = [np.array(sequence.unread + sequence.guessed) for sequence in group]
+            caches = [sequence.cache for sequence in group]
+            logits = forward(self.weights, self.hparams, tokens, caches, bool(group[0].guessed))
+            for sequence, rows in zip(group, np.split(logits, len(group)), strict=True):
+                sequence.read(rows)
 
     def _check(self, tokens: npt.ArrayLike) -> Ids:
         """Token ids as an array, once they are ones that the model knows."""
