@@ -23,6 +23,7 @@ from npgpt2.files import read_bounded
 from npgpt2.huggingface import HuggingFaceModel, read_tokenizer
 from npgpt2.tokenizer import Tokenizer, read_vocabulary
 from npgpt2.weights import Array, HParams
+from npgpt2.writer import write
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -159,7 +160,7 @@ def convert(
     source: a folder, or a checkpoint's prefix (`run1/model-40`) or file · output: the `.npz` to write, replaced if it
     is there; by default the source's name beside it · vocabulary: the folder of `encoder.json` and `vocab.bpe` (or
     `vocab.json` and `merges.txt`, or `tokenizer.json`), by default the source's · n_head: see `find_hparams` ·
-    dtype: see `weights.write`.
+    dtype: see `writer.write`.
 
     Everything is checked on the way: checksums, that no variable is missing or has a shape that doesn't fit the
     hyperparameters, that all numbers are finite, that the vocabulary belongs to the model. What fails raises
@@ -182,5 +183,5 @@ def convert(
         named = opened.path if source.is_file() else source
         named = named if named.name not in ("", "..") else named.resolve()
         output = named.with_name(named.name + ".npz")
-    weights.write(output, hparams, _read_variables(opened, shapes), texts, dtype)
+    write(output, hparams, _read_variables(opened, shapes), texts, dtype)
     return Converted(output, hparams, texts is not None)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -297,10 +298,13 @@ class GPT2:
         return Sampler(temperature, top_k, top_p), lambda sample: random_generator(chosen, sample)
 
 
-def load(model: str | Path = "124M", models_dir: str | Path | None = None) -> GPT2:
+def load(
+    model: str | Path = "124M", models_dir: str | Path | None = None, dtype: Literal["int8"] | None = None
+) -> GPT2:
     """Open a model: a name such as "124M", which is looked up in the models folder, or the path of a model file.
 
-    models_dir: the models folder; by default $NPGPT2_MODELS, else ./models where that exists, else ~/.cache/npgpt2.
+    models_dir: the models folder; by default $NPGPT2_MODELS, else ./models where that exists, else ~/.cache/npgpt2 ·
+    dtype: "int8" rounds the matrices to a quarter of their size; by default they are used as the file has them.
     Takes milliseconds, since the file is mapped into memory and read when it is used. A model that isn't there raises
     FileNotFoundError, a file that is damaged ValueError, now or when what is damaged is first used.
 
@@ -309,4 +313,4 @@ def load(model: str | Path = "124M", models_dir: str | Path | None = None) -> GP
     ...
     FileNotFoundError: tests/fixtures/no-such-model.npz: no such file; npgpt2 download fetches 124M, 355M, 774M, 1558M
     """
-    return GPT2(Weights(find_model(model, models_dir)))
+    return GPT2(Weights(find_model(model, models_dir), dtype))

@@ -3,28 +3,27 @@
 An `.npz` is a zip file of `.npy` files. Ours stores each of the model's variables uncompressed, with its numbers at an
 offset that is a multiple of 64 bytes, so that the file can be mapped into memory and used as it lies there: nothing is
 copied, and processes that run the same model share its pages. `hparams.json` says the model's sizes; `encoder.json`
-and `vocab.bpe` are its vocabulary, where known. What converts checkpoints into such files is in `convert.py`.
+and `vocab.bpe` are its vocabulary, where known. `writer.py` writes such files.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import mmap
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.files import TEXT_FILE_LIMIT, parse_json_object, replacing
+from npgpt2.files import TEXT_FILE_LIMIT, parse_json_object
+from npgpt2.quantize import Int8, Quantized, QuantizedRows, quantize
 
 Array = npt.NDArray[np.float32]
 
@@ -38,8 +37,9 @@ LARGEST_COMPRESSION = 20
 NPY_HEADER_LIMIT = 10_000
 # What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError)
-# The types in which a model file can hold its arrays, as NumPy describes them in it.
-DTYPES = {"float32": "<f4", "float16": "<f2"}
+# The types in which a model file can hold its arrays, as NumPy describes them in it. int8 is for matrices alone, each
+# with the scales of its rows beside it: see `quantize.py`.
+DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
 
 
@@ -107,59 +107,14 @@ def all_finite(array: Array) -> bool:
     return all(np.isfinite(flat[start : start + CHUNK]).all() for start in range(0, flat.size, CHUNK))
 
 
-def write(
-    path: Path,
-    hparams: HParams,
-    arrays: Iterable[tuple[str, Array]],
-    vocabulary: tuple[bytes, bytes] | None,
-    dtype: str = "float32",
-) -> None:
-    """Write a model file; it appears at `path` once it is complete and on disk.
-
-    arrays: pairs of name and float32 array, taken one at a time, so that a generator keeps memory small ·
-    vocabulary: the contents of `encoder.json` and `vocab.bpe`, or None · dtype: float32, or float16, which takes half
-    the space and is widened into memory when it is used. The same input gives the same bytes.
-    """
-    with replacing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-        members = dict(zip(VOCABULARY_FILES, vocabulary, strict=True)) if vocabulary else {}
-        members = {"hparams.json": json.dumps(asdict(hparams)).encode()} | members
-        for name, data in members.items():
-            archive.writestr(_zip_info(name), data)
-        for name, array in arrays:
-            _write_array(archive, name, array, dtype, at=file.tell())
-            del array  # before the next one is made
+def is_quantizable(name: str) -> bool:
+    """Whether a variable is a matrix that activations are multiplied by."""
+    return name == "wte" or name.endswith("/w")
 
 
-def _zip_info(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.create_system = 3  # Unix, so that the file is the same whichever system writes it
-    return info
-
-
-def _write_array(archive: zipfile.ZipFile, name: str, array: Array, dtype: str, at: int) -> None:
-    """Add an array to the zip file, which is `at` bytes long, so that its numbers are aligned."""
-    member = _zip_info(f"{name}.npy")
-    # The data starts behind a local header of 30 bytes, the name, and an extra field: number 0xD935, which Android's
-    # zipalign uses for this, its length, the alignment, and as many zeros as it takes. The .npy header that comes
-    # first is itself a multiple of 64 bytes long.
-    padding = -(at + 30 + len(member.filename) + 6) % ALIGNMENT
-    member.extra = struct.pack("<HHH", 0xD935, 2 + padding, ALIGNMENT) + bytes(padding)
-    # The matrices of linear layers lie in the file by columns (Fortran's order, as the .npy header says), since
-    # decoding multiplies one row by them: a dot product with each column in turn reads memory 1.2 to 1.5 times as
-    # fast as adding up scaled rows.
-    by_columns = name.endswith("/w")
-    with archive.open(member, "w") as out:
-        descr = DTYPES[dtype]
-        header = {"descr": descr, "fortran_order": by_columns, "shape": array.shape}
-        np.lib.format.write_array_header_1_0(out, header)
-        rows = array.T if by_columns else array
-        step = max(1, CHUNK // prod(rows.shape[1:]))
-        for start in range(0, len(rows), step):
-            with np.errstate(over="ignore"):
-                piece = np.ascontiguousarray(rows[start : start + step], descr)
-            if dtype == "float16" and not np.isfinite(piece).all():
-                raise ValueError(f"variable {name} has values that are too large for float16; write float32")
-            out.write(piece.data)
+def by_output(name: str, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A view of such a matrix with a row for each output; or, of one that is so already, as it is in the file."""
+    return matrix if name == "wte" else matrix.T
 
 
 class _Member(NamedTuple):
@@ -168,12 +123,21 @@ class _Member(NamedTuple):
     info: zipfile.ZipInfo
     start: int  # of the member's data in the file: first the .npy header, then the numbers
     header_size: int
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
     order: Literal["C", "F"]  # whether the last index of a matrix changes fastest, or the first
 
 
+def _quantized(name: str, values: Int8, scales: Array) -> Array:
+    # The model does with it what it does with an array, and need not know.
+    return cast(Array, QuantizedRows(values, scales) if name == "wte" else Quantized(values, scales))
+
+
 class Weights(dict[str, Array]):
     """A model's variables by name: read-only float32 arrays, memory-mapped where the file allows it.
+
+    dtype: int8 rounds the matrices of a float32 or float16 file; by default they are used as the file has them. Where
+    they are int8, a `Quantized` stands in for the array.
 
     A variable is looked up in the file, checked against the checksum that the zip file keeps, and searched for
     NaN and infinity when it is first asked for; from then on this is an ordinary dictionary. Opening therefore takes
@@ -181,9 +145,12 @@ class Weights(dict[str, Array]):
     The file must not be changed while it is open; replacing it by renaming another over it is safe.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: Literal["int8"] | None = None) -> None:
         super().__init__()
+        if dtype not in ("int8", None):
+            raise ValueError(f"dtype is {dtype!r}, where 'int8' is expected, or None for the type that the file has")
         self.path = path
+        self._quantizes = dtype == "int8"
         open(path, "rb").close()  # what the system refuses has the system's own message
         try:
             self._zip = zipfile.ZipFile(path)
@@ -205,22 +172,43 @@ class Weights(dict[str, Array]):
             raise self._broken(f"n_layer is {self.hparams.n_layer}, but it holds {len(self._infos)} members")
         self.shapes = variable_shapes(self.hparams)
         self._members = {name: self._find(name, shape) for name, shape in self.shapes.items()}
+        for name, member in list(self._members.items()):
+            if member.dtype == np.int8:
+                outputs = member.shape[0 if name == "wte" else 1]
+                self._members[f"{name}/scales"] = self._find(f"{name}/scales", (outputs,))
         expanded = sum(member.info.file_size for member in self._members.values())
         if expanded > LARGEST_COMPRESSION * len(self._map):
             raise self._broken(f"{len(self._map):,} bytes that expand to {expanded:,}")
 
     def __missing__(self, name: str) -> Array:
         member = self._members[name]
-        array = self._mapped(name, member) if self._can_map(member) else self._copied(name, member)
-        if not all_finite(array):
-            raise self._broken(f"variable {name} holds values that are not finite numbers (NaN or infinity)")
-        array.flags.writeable = False
+        array = self._checked(name)
+        if member.dtype == np.int8:
+            array = _quantized(name, by_output(name, array), self._checked(f"{name}/scales"))
+        elif self._quantizes and is_quantizable(name):
+            array = _quantized(name, *quantize(by_output(name, array)))
+            self._forget(member)
         self[name] = array
         return array
 
+    def _checked(self, name: str) -> npt.NDArray[Any]:
+        """An array of the file, once its checksum and its values are right."""
+        member = self._members[name]
+        array = self._mapped(name, member) if self._can_map(member) else self._copied(name, member)
+        if member.dtype != np.int8 and not all_finite(array):
+            raise self._broken(f"variable {name} holds values that are not finite numbers (NaN or infinity)")
+        array.flags.writeable = False
+        return array
+
+    def _forget(self, member: _Member) -> None:
+        """Let the system have the memory of a part of the file that isn't needed any more."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start = member.start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, start, member.start + member.info.compress_size - start)
+
     @property
     def dtype(self) -> str:
-        """The type in which the file stores the model's variables: float32, float16, or both."""
+        """The types in which the file stores the model's variables: float32, float16, int8."""
         return " and ".join(sorted({member.dtype.name for member in self._members.values()}))
 
     @property
@@ -282,21 +270,22 @@ class Weights(dict[str, Array]):
                 order: Literal["C", "F"] = "F" if header["fortran_order"] else "C"
         except (*_ZIP_ERRORS, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
             raise self._broken(f"variable {name} can't be read ({error})") from None
-        if dtype not in map(np.dtype, DTYPES.values()):
-            raise self._broken(f"variable {name} has type {dtype}, where float32 or float16 is expected")
+        expected = list(DTYPES) if is_quantizable(name) else ["float32", "float16"]
+        if dtype not in [np.dtype(DTYPES[name]) for name in expected]:
+            raise self._broken(f"variable {name} has type {dtype}, where {' or '.join(expected)} is expected")
         if found != shape:
             raise self._broken(f"variable {name} has shape {found}, where hparams.json asks for {shape}")
         header_size = 10 + size
         if info.file_size != header_size + prod(shape) * dtype.itemsize:
             raise self._broken(f"variable {name} has {info.file_size} bytes, which don't hold shape {shape}")
-        return _Member(info, start, header_size, dtype, order)
+        return _Member(info, start, header_size, shape, dtype, order)
 
     def _can_map(self, member: _Member) -> bool:
         stored = member.info.compress_type == zipfile.ZIP_STORED and not member.info.flag_bits & 1
         aligned = (member.start + member.header_size) % ALIGNMENT == 0
-        return stored and aligned and member.dtype == np.float32
+        return stored and aligned and member.dtype != np.float16
 
-    def _mapped(self, name: str, member: _Member) -> Array:
+    def _mapped(self, name: str, member: _Member) -> npt.NDArray[Any]:
         """A view into the mapped file, once the checksum holds."""
         end = member.start + member.info.file_size
         if member.info.compress_size != member.info.file_size or end > len(self._map):
@@ -307,13 +296,12 @@ class Weights(dict[str, Array]):
                 checksum = zlib.crc32(view[start : min(start + CHUNK, end)], checksum)
         if checksum != member.info.CRC:
             raise self._broken(f"variable {name} is damaged (its checksum is wrong)")
-        size = prod(self.shapes[name])
-        flat = np.frombuffer(self._map, "<f4", size, member.start + member.header_size)
-        return flat.reshape(self.shapes[name], order=member.order)
+        flat = np.frombuffer(self._map, member.dtype, prod(member.shape), member.start + member.header_size)
+        return flat.reshape(member.shape, order=member.order)
 
-    def _copied(self, name: str, member: _Member) -> Array:
+    def _copied(self, name: str, member: _Member) -> npt.NDArray[Any]:
         """A copy, for what is compressed, unaligned or float16; zipfile checks the checksum."""
-        raw = np.empty(prod(self.shapes[name]), member.dtype)
+        raw = np.empty(prod(member.shape), member.dtype)
         view = raw.view(np.uint8).data
         try:
             with self._zip.open(member.info) as file:
@@ -323,4 +311,5 @@ class Weights(dict[str, Array]):
                 file.read(1)  # at the end, zipfile compares the checksum
         except _ZIP_ERRORS as error:
             raise self._broken(f"variable {name} is damaged ({error})") from None
-        return raw.astype(np.float32, copy=False).reshape(self.shapes[name], order=member.order)
+        numbers = raw if member.dtype == np.int8 else raw.astype(np.float32, copy=False)
+        return numbers.reshape(member.shape, order=member.order)

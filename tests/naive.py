@@ -5,6 +5,17 @@ from itertools import pairwise
 import numpy as np
 
 
+def dequantized(weights):
+    """A model's variables as arrays, where some are in int8: each value times the scale of its output."""
+    arrays = {name: weights[name] for name in weights.shapes}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            matrix = array.T if name == "wte" else array
+            rows = matrix.values.astype(np.float64) * matrix.scales[:, None].astype(np.float64)
+            arrays[name] = (rows if name == "wte" else rows.T).astype(np.float32)
+    return arrays
+
+
 def linear(x, w, b):
     return np.array(
         [[sum(x[n, i] * w[i, j] for i in range(len(w))) + b[j] for j in range(len(b))] for n in range(len(x))]
@@ -41,7 +52,7 @@ def causal_attention(q, k, v):
 
 def logits(weights, hparams, tokens):
     """The whole model on one sequence, every position from scratch. tokens: (T,) → (T, V) float64."""
-    w = {name: weights[name].astype(np.float64) for name in weights.shapes}
+    w = {name: array.astype(np.float64) for name, array in dequantized(weights).items()}
     T, C, H = len(tokens), hparams.n_embd, hparams.n_head
     x = w["wte"][tokens] + w["wpe"][:T]
     for layer in range(hparams.n_layer):

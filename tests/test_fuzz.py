@@ -12,6 +12,7 @@ import struct
 import zipfile
 from time import perf_counter
 
+import naive
 import numpy as np
 import pytest
 import writers
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writers import SMALL, VOCABULARY, random_arrays
 
-from npgpt2 import weights
+from npgpt2 import weights, writer
 from npgpt2.checkpoint import Entry, find_prefix, read_table
 from npgpt2.convert import convert
 from npgpt2.huggingface import HuggingFaceModel, read_tokenizer
@@ -107,7 +108,7 @@ def write_anew(path, data):
 
 def everything(loaded):
     """All that a model file holds, in a form that can be compared."""
-    tensors = {name: (loaded[name].shape, loaded[name].tobytes()) for name in loaded.shapes}
+    tensors = {name: (array.shape, array.tobytes()) for name, array in naive.dequantized(loaded).items()}
     return loaded.hparams, loaded.vocabulary(), tensors
 
 
@@ -195,12 +196,13 @@ def parts(data):
     return {"local": local, "npy": npy, "central": range(central, end), "end": range(end, len(data))}
 
 
-@pytest.fixture(params=["npgpt2's", "numpy's", "numpy's compressed"])
+@pytest.fixture(params=["npgpt2's", "npgpt2's in int8", "numpy's", "numpy's compressed"])
 def model_file(request, tmp_path):
     """The bytes of a model file, and a function that reads such bytes."""
     path = tmp_path / "m.npz"
-    weights.write(path, SMALL, random_arrays().items(), VOCABULARY)
-    if request.param != "npgpt2's":
+    dtype = "int8" if request.param.endswith("int8") else "float32"
+    writer.write(path, SMALL, random_arrays().items(), VOCABULARY, dtype)
+    if request.param.startswith("numpy's"):
         savez = np.savez_compressed if request.param.endswith("compressed") else np.savez
         savez(path, **random_arrays())
         with zipfile.ZipFile(path, "a") as archive:

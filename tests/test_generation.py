@@ -115,12 +115,12 @@ def test_a_window_of_a_single_position_works(tmp_path):
 
 
 def random_model(hparams, folder):
-    from npgpt2 import weights
+    from npgpt2 import weights, writer
 
     rng = np.random.default_rng(0)
     shapes = weights.variable_shapes(hparams)
     arrays = ((name, rng.standard_normal(shape, dtype=np.float32)) for name, shape in shapes.items())
-    weights.write(folder / "random.npz", hparams, arrays, None)
+    writer.write(folder / "random.npz", hparams, arrays, None)
     return npgpt2.load(folder / "random.npz")
 
 
@@ -313,12 +313,12 @@ def test_a_model_without_a_vocabulary_says_so_where_text_is_needed(tmp_path):
 
 
 def test_a_model_with_another_s_vocabulary_says_so(fixtures, tmp_path):
-    from npgpt2 import weights
+    from npgpt2 import weights, writer
 
     hparams = npgpt2.HParams(n_vocab=9, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
     arrays = ((name, np.zeros(shape, np.float32)) for name, shape in weights.variable_shapes(hparams).items())
     texts = tuple((fixtures / "tiny" / name).read_bytes() for name in ("encoder.json", "vocab.bpe"))
-    weights.write(tmp_path / "model.npz", hparams, arrays, texts)
+    writer.write(tmp_path / "model.npz", hparams, arrays, texts)
     with pytest.raises(ValueError, match="the vocabulary has 520 entries, but n_vocab is 9"):
         npgpt2.load(tmp_path / "model.npz").generate("A")
 
@@ -405,11 +405,11 @@ def test_a_checkpoint_in_the_models_folder_that_was_not_converted_is_pointed_out
 
 
 def test_weights_that_overflow_are_reported_and_not_sampled_from(tmp_path):
-    from npgpt2 import weights
+    from npgpt2 import weights, writer
 
     hparams = npgpt2.HParams(n_vocab=9, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
     arrays = ((name, np.full(shape, 1e30, np.float32)) for name, shape in weights.variable_shapes(hparams).items())
-    weights.write(tmp_path / "model.npz", hparams, arrays, None)
+    writer.write(tmp_path / "model.npz", hparams, arrays, None)
     with pytest.raises(ValueError, match="its weights are too large or broken"):
         npgpt2.load(tmp_path / "model.npz").generate_tokens([1])
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 import npgpt2
 from npgpt2 import lookup
 from npgpt2.lookup import CONTEXT, LONGEST_GUESS, Lookup
-from npgpt2.weights import HParams, variable_shapes, write
+from npgpt2.weights import HParams, variable_shapes
+from npgpt2.writer import write
 
 LOOP = "one two three four five six seven eight nine ten "
 

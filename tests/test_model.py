@@ -9,13 +9,14 @@ from npgpt2.convert import convert
 from npgpt2.model import SMALLEST_CACHE, Cache, forward
 from npgpt2.weights import HParams, variable_shapes
 
-FIXTURES = ["tiny", "finetuned", "dtypes", "hf", "hf-sharded"]
+FIXTURES = ["tiny", "finetuned", "dtypes", "hf", "hf-sharded", "tiny in int8"]
 
 
 @pytest.fixture(scope="module", params=FIXTURES)
 def any_model(request, fixtures, tmp_path_factory):
     output = tmp_path_factory.mktemp("models") / f"{request.param}.npz"
-    return npgpt2.load(convert(fixtures / request.param, output).path)
+    name, _, dtype = request.param.partition(" in ")
+    return npgpt2.load(convert(fixtures / name, output, dtype=dtype or "float32").path)
 
 
 def random_tokens(model, length, seed=0):

@@ -18,14 +18,14 @@ import pytest
 import writers
 from writers import SMALL, VOCABULARY, patched, random_arrays
 
-from npgpt2 import weights
+from npgpt2 import weights, writer
 from npgpt2.weights import CHUNK, HParams, Weights, variable_shapes
 
 
 @pytest.fixture
 def small(tmp_path):
     """A small model file."""
-    weights.write(tmp_path / "small.npz", SMALL, random_arrays().items(), VOCABULARY)
+    writer.write(tmp_path / "small.npz", SMALL, random_arrays().items(), VOCABULARY)
     return tmp_path / "small.npz"
 
 
@@ -121,7 +121,7 @@ def test_variables_are_read_only_views_of_the_mapped_file(small):
 
 def test_reading_a_mapped_model_allocates_no_room_for_it(tmp_path, allocated_peak):
     hparams = HParams(n_vocab=40_000, n_ctx=8, n_embd=64, n_head=2, n_layer=1)
-    weights.write(tmp_path / "m.npz", hparams, random_arrays(hparams).items(), None)
+    writer.write(tmp_path / "m.npz", hparams, random_arrays(hparams).items(), None)
 
     def read():
         loaded = Weights(tmp_path / "m.npz")
@@ -131,7 +131,7 @@ def test_reading_a_mapped_model_allocates_no_room_for_it(tmp_path, allocated_pea
 
 
 def test_the_same_model_gives_the_same_bytes(small, tmp_path):
-    weights.write(tmp_path / "again.npz", SMALL, random_arrays().items(), VOCABULARY)
+    writer.write(tmp_path / "again.npz", SMALL, random_arrays().items(), VOCABULARY)
     assert (tmp_path / "again.npz").read_bytes() == small.read_bytes()
 
 
@@ -147,7 +147,7 @@ def test_arrays_larger_than_a_chunk(tmp_path):
     arrays = random_arrays(hparams)
     assert arrays["wte"].size > CHUNK
     assert arrays["h0/mlp/c_fc/w"].size > CHUNK
-    weights.write(tmp_path / "m.npz", hparams, arrays.items(), None)
+    writer.write(tmp_path / "m.npz", hparams, arrays.items(), None)
     assert_equal(Weights(tmp_path / "m.npz"), arrays)
 
 
@@ -155,7 +155,7 @@ def test_arrays_larger_than_a_chunk(tmp_path):
     "change", [np.asfortranarray, lambda a: np.repeat(a, 2, axis=-1)[..., ::2], lambda a: a.astype(">f4")]
 )
 def test_arrays_in_any_layout_are_written(change, small, tmp_path):
-    weights.write(tmp_path / "m.npz", SMALL, ((name, change(a)) for name, a in random_arrays().items()), VOCABULARY)
+    writer.write(tmp_path / "m.npz", SMALL, ((name, change(a)) for name, a in random_arrays().items()), VOCABULARY)
     assert (tmp_path / "m.npz").read_bytes() == small.read_bytes()
 
 
@@ -166,7 +166,7 @@ def test_writing_keeps_no_array_longer_than_it_must(tmp_path, allocated_peak, mo
 
     def write():
         arrays = ((name, np.zeros((size // 4096, 1024), np.float32)) for name in names)
-        weights.write(tmp_path / "m.npz", SMALL, arrays, None)
+        writer.write(tmp_path / "m.npz", SMALL, arrays, None)
 
     assert allocated_peak(write) < size + 3 * 4 * CHUNK
     (tmp_path / "m.npz").unlink()
@@ -178,7 +178,7 @@ def test_what_the_file_says_of_itself(small, tmp_path):
     assert loaded.vocabulary() == VOCABULARY
     assert loaded.dtype == "float32"
     assert loaded.parameters == sum(array.size for array in random_arrays().values())
-    weights.write(tmp_path / "mute.npz", SMALL, random_arrays().items(), None)
+    writer.write(tmp_path / "mute.npz", SMALL, random_arrays().items(), None)
     assert Weights(tmp_path / "mute.npz").vocabulary() is None
 
 
@@ -192,7 +192,7 @@ def test_a_variable_is_looked_up_once(small):
 
 def test_opening_looks_at_no_array(tmp_path, monkeypatch):
     hparams = HParams(n_vocab=3000, n_ctx=512, n_embd=64, n_head=2, n_layer=1)
-    weights.write(tmp_path / "m.npz", hparams, random_arrays(hparams).items(), None)
+    writer.write(tmp_path / "m.npz", hparams, random_arrays(hparams).items(), None)
     checked = []
     crc32 = zlib.crc32
 
@@ -211,7 +211,7 @@ def test_replacing_the_file_leaves_an_open_model_alone(small):
     if os.name == "nt":
         pytest.skip("Windows refuses to replace an open file")
     loaded = Weights(small)
-    weights.write(small, SMALL, random_arrays(seed=1).items(), None)
+    writer.write(small, SMALL, random_arrays(seed=1).items(), None)
     assert_equal(loaded, random_arrays())
     assert_equal(Weights(small), random_arrays(seed=1))
 
@@ -230,7 +230,7 @@ def test_files_that_numpy_writes_load_equal(savez, opened):
 
 def test_a_file_can_be_written_in_float16(tmp_path):
     arrays = random_arrays()
-    weights.write(tmp_path / "half.npz", SMALL, arrays.items(), None, dtype="float16")
+    writer.write(tmp_path / "half.npz", SMALL, arrays.items(), None, dtype="float16")
     loaded = Weights(tmp_path / "half.npz")
     assert loaded.dtype == "float16"
     assert_equal(loaded, {name: array.astype(np.float16).astype(np.float32) for name, array in arrays.items()})
@@ -241,7 +241,7 @@ def test_a_file_can_be_written_in_float16(tmp_path):
 def test_what_is_too_large_for_float16_is_named(tmp_path):
     arrays = random_arrays() | {"ln_f/b": np.full(SMALL.n_embd, 1e5, np.float32)}
     with pytest.raises(ValueError, match="variable ln_f/b has values that are too large for float16"):
-        weights.write(tmp_path / "half.npz", SMALL, arrays.items(), None, dtype="float16")
+        writer.write(tmp_path / "half.npz", SMALL, arrays.items(), None, dtype="float16")
     assert os.listdir(tmp_path) == []
 
 
@@ -344,7 +344,7 @@ def test_values_that_are_no_numbers_are_named_when_they_are_read(value, savez, o
     arrays = random_arrays()
     arrays["h1/attn/c_attn/w"][-1, -1] = value
     if savez is None:
-        weights.write(tmp_path / "m.npz", SMALL, arrays.items(), None)
+        writer.write(tmp_path / "m.npz", SMALL, arrays.items(), None)
         loaded = Weights(tmp_path / "m.npz")
     else:
         loaded = opened(by_numpy(arrays, savez))
@@ -470,7 +470,7 @@ def test_damage_in_a_large_variable_leaves_the_others_usable(savez, part, opened
     if savez:
         data = bytearray(by_numpy(arrays, savez, hparams))
     else:
-        weights.write(tmp_path / "m.npz", hparams, arrays.items(), None)
+        writer.write(tmp_path / "m.npz", hparams, arrays.items(), None)
         data = bytearray((tmp_path / "m.npz").read_bytes())
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         info = archive.getinfo("wte.npy")
@@ -548,7 +548,7 @@ def test_central_directories_that_claim_to_be_far_away_are_refused(size, offset,
 def test_a_variable_that_claims_to_go_beyond_the_file_is_refused(tmp_path, opened):
     """Stored without a checksum to stop at: sizes that agree with each other, but not with the file."""
     hparams = HParams(n_vocab=3000, n_ctx=8, n_embd=64, n_head=2, n_layer=1)
-    weights.write(tmp_path / "m.npz", hparams, random_arrays(hparams).items(), None)
+    writer.write(tmp_path / "m.npz", hparams, random_arrays(hparams).items(), None)
     data = (tmp_path / "m.npz").read_bytes()
     with pytest.raises(ValueError, match=r"variable wte (is cut short|can't be read \(Overlapped)"):
         opened(patched(data, "wte.npy", compressed=2**20))["wte"]  # newer versions of zipfile see it first
@@ -690,7 +690,7 @@ def test_a_source_that_fails_leaves_what_was_there(error, before, tmp_path):
     if before:
         path.write_bytes(before)
     with pytest.raises(type(error)) as caught:
-        weights.write(path, SMALL, failing(error), VOCABULARY)
+        writer.write(path, SMALL, failing(error), VOCABULARY)
     assert caught.value is error
     assert os.listdir(tmp_path) == (["m.npz"] if before else [])
     assert not before or path.read_bytes() == before
@@ -704,7 +704,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(function, small, monkeypatch)
     before = small.read_bytes()
     monkeypatch.setattr(os, function, full)
     with pytest.raises(OSError, match=r"small\.npz") as caught:
-        weights.write(small, SMALL, random_arrays(seed=1).items(), None)
+        writer.write(small, SMALL, random_arrays(seed=1).items(), None)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(small))
     assert os.listdir(small.parent) == [small.name]
     assert small.read_bytes() == before
@@ -714,11 +714,11 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from npgpt2 import weights
+from npgpt2 import writer
 from writers import SMALL, random_arrays
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
 try:
-    weights.write(Path({path!r}), SMALL, random_arrays(seed=1).items(), None)
+    writer.write(Path({path!r}), SMALL, random_arrays(seed=1).items(), None)
 except OSError as error:
     print(error.filename)
 """
@@ -743,7 +743,7 @@ def test_a_file_that_outgrows_its_limit_leaves_what_was_there(size, small):
 def test_permissions_follow_the_umask(umask, mode, tmp_path):
     before = os.umask(umask)
     try:
-        weights.write(tmp_path / "m.npz", SMALL, random_arrays().items(), None)
+        writer.write(tmp_path / "m.npz", SMALL, random_arrays().items(), None)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "m.npz").stat().st_mode) == mode
@@ -751,14 +751,14 @@ def test_permissions_follow_the_umask(umask, mode, tmp_path):
 
 def test_where_no_file_can_be_written(tmp_path):
     with pytest.raises(IsADirectoryError, match="is a folder, where a file is to be written"):
-        weights.write(tmp_path, SMALL, random_arrays().items(), None)
+        writer.write(tmp_path, SMALL, random_arrays().items(), None)
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder, to write m\.npz in"):
-        weights.write(tmp_path / "nowhere" / "m.npz", SMALL, random_arrays().items(), None)
+        writer.write(tmp_path / "nowhere" / "m.npz", SMALL, random_arrays().items(), None)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_name_that_is_too_long_is_reported_as_it_was_given(tmp_path):
     path = tmp_path / f"{'m' * 250}.npz"
     with pytest.raises(OSError, match=r"m\.npz") as caught:
-        weights.write(path, SMALL, random_arrays().items(), None)
+        writer.write(path, SMALL, random_arrays().items(), None)
     assert caught.value.filename == str(path)
