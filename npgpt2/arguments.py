@@ -56,12 +56,9 @@ def _add_models_dir(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_sampling(
-    parser: argparse.ArgumentParser, length: int | None, temperature: float, nsamples: int, shown: str = "%(default)s"
-) -> None:
-    """Options of all that generate. length: the default, or None where it depends on the model, which `shown` says."""
+def _add_distribution(parser: argparse.ArgumentParser, temperature: float) -> None:
+    """Options of what tokens are drawn from."""
     add = parser.add_argument
-    add("--length", type=at_least(1), default=length, help=f"tokens to generate at most (default: {shown})")
     add(
         "--temperature",
         type=float,
@@ -75,6 +72,15 @@ def _add_sampling(
         default=1.0,
         help="choose among the fewest tokens whose probabilities reach p (default: 1, all)",
     )
+
+
+def _add_sampling(
+    parser: argparse.ArgumentParser, length: int | None, temperature: float, nsamples: int, shown: str = "%(default)s"
+) -> None:
+    """Options of all that generate. length: the default, or None where it depends on the model, which `shown` says."""
+    add = parser.add_argument
+    add("--length", type=at_least(1), default=length, help=f"tokens to generate at most (default: {shown})")
+    _add_distribution(parser, temperature)
     add("--seed", type=at_least(0), help="fixes what is drawn (default: different every time)")
     add(
         "--nsamples",
@@ -162,6 +168,30 @@ def build_parser() -> Parser:
     decode.add_argument("--vocab", type=Path, metavar="DIR", help="the folder with the vocabulary, instead of a model")
     _add_model(decode)
 
+    score = command(
+        "score",
+        "measure how well a model predicts a text",
+        "Prints bits per byte and per character, and perplexity per token and per word: lower is better. Files can be"
+        " of any size; - is standard input.",
+    )
+    score.add_argument("files", nargs="+", metavar="FILE", help="a text (UTF-8)")
+    score.add_argument(
+        "--stride",
+        type=at_least(1),
+        metavar="N",
+        help="how far apart the windows are in which the text is read (default: half of the model's n_ctx)",
+    )
+    score.add_argument("--per-token", action="store_true", help="print each token too: its bits, its id, its text")
+    score.add_argument("--json", action="store_true", help="print a JSON object in each line")
+    _add_model(score)
+
+    next_token = command("next", "show what comes next: the likeliest tokens after a prompt, with their probabilities")
+    next_token.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text; if empty, what begins a text")
+    next_token.add_argument("--file", type=Path, metavar="PATH", help="read the text from a file (UTF-8)")
+    next_token.add_argument("--top", type=at_least(1), default=10, metavar="N", help="how many (default: %(default)s)")
+    _add_model(next_token)
+    _add_distribution(next_token, 1.0)
+
     info = command("info", "show what a model file holds")
     info.add_argument("model", nargs="?", default="124M", metavar="MODEL", help="name or path (default: %(default)s)")
     _add_models_dir(info)
@@ -214,7 +244,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             args.parser.error(str(error))
     if args.command == "interactive" and (args.nsamples < 1 or args.nsamples % args.batch_size):
         args.parser.error(f"nsamples {args.nsamples} is not a multiple of batch_size {args.batch_size}, or not above 0")
-    if args.command == "generate" and args.file is not None and args.prompt is not None:
+    if args.command in ("generate", "next") and args.file is not None and args.prompt is not None:
         args.parser.error("give a prompt or --file, not both")
     if args.command == "generate" and args.output is not None and not args.nsamples:
         args.parser.error("--nsamples 0 goes on until interrupted, so that --output would never be complete")

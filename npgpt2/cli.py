@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
+from math import isfinite
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from npgpt2 import GPT2, Tokenizer, load
 from npgpt2.arguments import parse_arguments
-from npgpt2.files import decode_utf8, replacing
+from npgpt2.files import decode_utf8, read_text_pieces, replacing
 from npgpt2.model import Prefix
 from npgpt2.models import ALIASES, find_model, models_folder
+from npgpt2.sampling import Sampler
+from npgpt2.scoring import Score
 from npgpt2.weights import Weights
 
 Write = Callable[[str], object]
@@ -172,6 +177,55 @@ def run_decode(args: argparse.Namespace) -> None:
         write_stdout(tokenizer.decode(int(token) for token in ids if token) + "\n")
 
 
+def run_score(args: argparse.Namespace) -> None:
+    model = load(args.model, args.models_dir)
+    total, headed, width = Score(), False, max(len("total"), *map(len, args.files))
+    rows = f"{{:<{width}}} {{:>10}} {{:>10}} {{:>10}} {{:>11}} {{:>11}}".format
+
+    def show(name: str, score: Score) -> None:
+        nonlocal headed
+        figures = [score.bits_per_byte, score.bits_per_character, score.perplexity_per_token, score.perplexity_per_word]
+        if args.json:
+            names = ("bits_per_byte", "bits_per_character", "perplexity_per_token", "perplexity_per_word")
+            finite = [figure if isfinite(figure) else None for figure in figures]  # JSON knows no infinity
+            print(json.dumps({"file": name} | vars(score) | dict(zip(names, finite, strict=True))))
+        else:
+            if not headed:
+                print(rows("file", "tokens", "bits/byte", "bits/char", "perpl/token", "perpl/word"))
+                headed = True
+            print(rows(name, f"{score.tokens:,}", *(f"{figure:,.4f}" for figure in figures)))
+
+    def show_token(token: int, bits: float) -> None:
+        text = model.tokenizer.decode([token])
+        if args.json:
+            print(json.dumps({"bits": round(bits, 4), "token": token, "text": text}))
+        else:
+            print(f"{bits:8.4f} {token:>6} {json.dumps(text, ensure_ascii=False)}")
+
+    each = {"each": show_token} if args.per_token else {}
+    for name in args.files:
+        with ExitStack() as stack:
+            file = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
+            size = None if name == "-" else os.fstat(file.fileno()).st_size
+            bar = stack.enter_context(tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=None, leave=False))
+            score = model.score(read_text_pieces(file, name, bar.update), args.stride, **each)
+        show(name, score)
+        total += score
+    if len(args.files) > 1:
+        show("total", total)
+
+
+def run_next(args: argparse.Namespace) -> None:
+    prompt = read_text(args.prompt, args.file)
+    model = load(args.model, args.models_dir)
+    logits = model.prefix(prompt).logits
+    tokens, probabilities = Sampler(args.temperature, args.top_k, args.top_p).candidates(logits)
+    order = np.argsort(-probabilities, kind="stable")[: args.top]
+    for token, probability in zip(tokens[order].tolist(), probabilities[order].tolist(), strict=True):
+        text = json.dumps(model.tokenizer.decode([token]), ensure_ascii=False)
+        print(f"{probability:>7.2%} {token:>6}  {text:<20} {'█' * round(40 * probability)}".rstrip())
+
+
 def run_info(args: argparse.Namespace) -> None:
     path = find_model(args.model, args.models_dir)
     model = GPT2(Weights(path))
@@ -232,6 +286,8 @@ COMMANDS = {
     "interactive": run_interactive,
     "encode": run_encode,
     "decode": run_decode,
+    "score": run_score,
+    "next": run_next,
     "info": run_info,
     "convert": run_convert,
     "download": run_download,

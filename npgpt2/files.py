@@ -5,10 +5,11 @@ Used by everything that touches the disk. It knows nothing of models.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EFBIG, ENOSPC
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO
 
 # The largest real one is a vocabulary of 50,257 entries, 1 MB.
 TEXT_FILE_LIMIT = 32 * 2**20
+# Bytes of a text that are read at once.
+PIECE = 2**16
 
 
 @contextmanager
@@ -76,6 +79,25 @@ def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{source}: holds a JSON {type(value).__name__}, where an object is expected")
     return value
+
+
+def read_text_pieces(file: BinaryIO, source: str, progress: Callable[[int], object]) -> Iterator[str]:
+    """A file's text from UTF-8, piece by piece; ValueError says at which byte it isn't.
+
+    progress: called with the number of bytes of each piece, once it is done with.
+    """
+    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+    more = True
+    while more:
+        data = file.read(PIECE)
+        read, more = read + len(data), bool(data)
+        try:
+            text = decoder.decode(data, final=not more)
+        except UnicodeDecodeError as error:
+            at = read - len(error.object) + error.start
+            raise ValueError(f"{source}: not UTF-8 at byte {at} (0x{error.object[error.start]:02x})") from None
+        yield text
+        progress(len(data))
 
 
 def decode_utf8(data: bytes, source: str) -> str:

@@ -9,7 +9,7 @@ are read again from position 0, and generation goes on behind them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -22,6 +22,7 @@ from npgpt2.kernels import Array
 from npgpt2.model import Cache, Continuation, Prefix, forward
 from npgpt2.models import find_model
 from npgpt2.sampling import Ids, Sampler, random_generator
+from npgpt2.scoring import Score, surprises
 from npgpt2.streaming import TextStream
 from npgpt2.tokenizer import Tokenizer
 from npgpt2.weights import HParams, Weights
@@ -188,6 +189,35 @@ class GPT2:
                 yield from parts.values()
 
         return texts()
+
+    def score(
+        self,
+        text: str | Iterable[str],
+        stride: int | None = None,
+        each: Callable[[int, float], object] = lambda token, bits: None,
+    ) -> Score:
+        """How well the model predicts a text: its bits and lengths, and what papers make of them; see `Score`.
+
+        text: a string, or pieces of one, as from an open file, of any length · stride: how far apart the windows are in
+        which it is read, 1 to n_ctx, by default n_ctx // 2; see `npgpt2.scoring` · each: called with every token that
+        was predicted, and the bits it took.
+
+        >>> model.score("A language model plays one small game").perplexity_per_token < 1.1
+        True
+        """
+        score = Score()
+
+        def tokens() -> Iterator[int]:
+            if self.tokenizer.end_of_text is not None:
+                yield self.tokenizer.end_of_text
+            for new in self.tokenizer.encode_pieces(score.counted([text] if isinstance(text, str) else text)):
+                yield from new
+
+        for token, bits in surprises(self.weights, self.hparams, tokens(), stride):
+            score.bits += bits
+            score.tokens += 1
+            each(token, bits)
+        return score
 
     def prefix(self, text: str, prefix: Prefix | None = None) -> Prefix:
         """Read a text with which several prompts begin, once; `generate` and its like then take it as `prefix`.

@@ -12,7 +12,7 @@ the same as OpenAI's `src/encoder.py`.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import regex
@@ -23,6 +23,8 @@ END_OF_TEXT = "<|endoftext|>"
 # English contractions; letters, digits, or other signs, each with the space before them; white space, of which the
 # last one is left to the word that follows.
 WORDS = regex.compile(r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+")
+# Characters at the end of a text whose words could go on, or be split otherwise, if more text followed.
+UNCERTAIN = 3
 # The names that OpenAI and transformers give the two files.
 FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 # English text of any length uses fewer words than this, and nearly all are shorter.
@@ -42,6 +44,14 @@ def _byte_characters() -> str:
 
 BYTE_CHARACTERS = _byte_characters()
 _TO_LATIN_1 = {ord(character): byte for byte, character in enumerate(BYTE_CHARACTERS)}
+
+
+def _to_unicode(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def read_vocabulary(folder: Path) -> tuple[bytes, bytes] | None:
@@ -124,10 +134,7 @@ class Tokenizer:
         >>> tokenizer.encode("A language model")                     # `tokenizer` is that of the tests' small model
         [32, 514, 352]
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = _to_unicode(text)
         if not allow_special or self.end_of_text is None:
             return self._encode_ordinary(text)
         first, *others = text.split(END_OF_TEXT)
@@ -137,10 +144,34 @@ class Tokenizer:
             tokens += self._encode_ordinary(part)
         return tokens
 
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        """The tokens of a text that comes in pieces, such as a file too large for memory; the same as of the whole.
+
+        >>> list(tokenizer.encode_pieces(["A lang", "uage model"]))
+        [[32], [514, 352]]
+        """
+        text, wanted = "", 0
+        for piece in pieces:
+            text += _to_unicode(piece)
+            if len(text) < wanted:
+                continue
+            # Where a word ends depends on no more than the three characters after its beginning, and the one that
+            # follows it: the last few have to wait. While a single word fills the text, it is looked at again only
+            # when it has doubled.
+            words, text = WORDS.findall(text), ""
+            while words and len(text) < UNCERTAIN:
+                text = words.pop() + text
+            wanted = 2 * len(text)
+            yield self._encode_words(words)
+        yield self._encode_words(WORDS.findall(text))
+
     def _encode_ordinary(self, text: str) -> list[int]:
+        return self._encode_words(WORDS.findall(text))
+
+    def _encode_words(self, words: Iterable[str]) -> list[int]:
         cache = self._cache
         tokens: list[int] = []
-        for word in WORDS.findall(text):
+        for word in words:
             known = cache.get(word)
             if known is None:
                 known = self._merge([self._byte_ids[byte] for byte in word.encode("utf-8")])

@@ -1,11 +1,14 @@
 """What several test files need: the fixtures' folder, the small model that TensorFlow trained, and meters."""
 
+import sys
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from commands import Stdin
 
 import npgpt2
+from npgpt2 import cli
 from npgpt2.convert import convert
 from npgpt2.model import forward
 
@@ -72,3 +75,19 @@ def read(monkeypatch):
         )[1],
     )
     return lengths
+
+
+@pytest.fixture
+def run(tiny, capsys, monkeypatch):
+    """Run a command in this process: status, standard output, standard error. `MODEL` stands for the model's path."""
+
+    def run(*arguments, stdin=b"", terminal=False):
+        monkeypatch.setattr(sys, "stdin", Stdin(stdin, terminal))
+        try:
+            status = cli.main([str(tiny) if argument == "MODEL" else str(argument) for argument in arguments])
+        except SystemExit as exit:
+            status = exit.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run

@@ -1,6 +1,5 @@
 """The commands, as a user runs them: what they print, what they read, how they fail, and with which status."""
 
-import io
 import os
 import re
 import signal
@@ -10,48 +9,13 @@ import time
 
 import numpy as np
 import pytest
+from commands import failed
 
 import npgpt2
 from npgpt2 import cli
 from npgpt2.arguments import build_parser, parse_arguments
 
 HEADER = f"{'=' * 40} SAMPLE {{}} {'=' * 40}\n"
-
-
-class Stdin(io.TextIOWrapper):
-    def __init__(self, data, terminal):
-        super().__init__(io.BytesIO(data))
-        self.terminal = terminal
-
-    def isatty(self):
-        return self.terminal
-
-
-@pytest.fixture
-def run(tiny, capsys, monkeypatch):
-    """Run a command in this process: status, standard output, standard error. `MODEL` stands for the model's path."""
-
-    def run(*arguments, stdin=b"", terminal=False):
-        monkeypatch.setattr(sys, "stdin", Stdin(stdin, terminal))
-        try:
-            status = cli.main([str(tiny) if argument == "MODEL" else str(argument) for argument in arguments])
-        except SystemExit as exit:
-            status = exit.code
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
-
-
-def failed(result, status, *parts):
-    """The command ended with this status and one line on standard error that holds all parts, and printed nothing."""
-    assert result[0] == status
-    assert result[1] == ""
-    assert result[2].count("\n") == 1, result[2]
-    assert "Traceback" not in result[2]
-    for part in parts:
-        assert part in result[2]
-    return True
 
 
 def spawn(*arguments, **options):

@@ -9,7 +9,7 @@ import shutil
 import sys
 
 import pytest
-import test_cli
+from commands import Stdin
 
 import npgpt2
 from npgpt2 import cli, download
@@ -88,7 +88,7 @@ def test_every_command_in_the_readme_works_and_prints_what_it_shows(readme, newc
                 printed = words[0] + "\n"
                 continue
             data = (printed or "").encode()
-            monkeypatch.setattr(sys, "stdin", test_cli.Stdin(data, terminal=printed is None))
+            monkeypatch.setattr(sys, "stdin", Stdin(data, terminal=printed is None))
             assert (program, cli.main(words)) == ("npgpt2", 0), command
             printed = capsys.readouterr().out
         if shown.strip():

@@ -23,6 +23,7 @@ from npgpt2.convert import convert
 from npgpt2.huggingface import to_checkpoint_name
 from npgpt2.model import Cache, forward
 from npgpt2.sampling import Sampler
+from npgpt2.scoring import surprises
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -91,6 +92,27 @@ def pair(request, tmp_path_factory):
 
 def random_tokens(hparams, *shape):
     return np.random.default_rng(0).integers(0, hparams.n_vocab, shape)
+
+
+# ---- Scores
+
+
+def test_bits_are_the_loss_that_transformers_computes_on_the_same_windows(pair):
+    model, n_ctx = pair.ours, pair.ours.hparams.n_ctx
+    stride = max(1, n_ctx // 2)
+    tokens = random_tokens(model.hparams, 3 * n_ctx + 2).tolist()
+    found = [bits * np.log(2) for _, bits in surprises(model.weights, model.hparams, tokens)]
+    theirs, counted = [], 0
+    for start in range(0, len(tokens) - 1, stride):
+        window = torch.tensor([tokens[start : start + n_ctx + 1]])
+        with torch.no_grad():
+            logits = pair.theirs(window[:, :-1]).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="none")
+        theirs += loss[counted - start :].tolist()
+        counted = start + len(loss)
+        if counted == len(tokens) - 1:
+            break
+    np.testing.assert_allclose(found, theirs, rtol=0, atol=1e-4)
 
 
 # ---- The forward pass

@@ -1,0 +1,118 @@
+"""How well a model predicts a text: the figures by which language models are compared.
+
+A text is read in windows of n_ctx tokens, each a stride further than the last, so that every token is predicted once,
+from the n_ctx - stride tokens before it at least, or from all there are. The text follows `<|endoftext|>`, as texts
+did in training, so that its first token is predicted too; where a vocabulary has no such token, that one isn't counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from math import exp, log
+
+import numpy as np
+
+from npgpt2.kernels import Array
+from npgpt2.model import Cache, forward
+from npgpt2.weights import HParams
+
+# Positions whose logits are computed together: in 124M, those of a whole window would take 200 MB.
+POSITIONS = 64
+
+
+@dataclass
+class Score:
+    """What a text costs a model, in bits, and how long the text is.
+
+    bits: the sum of -log2 of the probability of each token · tokens: those that were predicted · characters, bytes (of
+    UTF-8), words (between white space): the length of the text. Scores of several texts can be added.
+
+    >>> score = Score(bits=300.0, tokens=100, words=60, characters=150, bytes=200)
+    >>> score.bits_per_byte, score.bits_per_character, score.perplexity_per_token
+    (1.5, 2.0, 8.0)
+    """
+
+    bits: float = 0.0
+    tokens: int = 0
+    words: int = 0
+    characters: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Score) -> Score:
+        return Score(*(ours + theirs for ours, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def counted(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Pass on the pieces of a text, and add up their lengths."""
+        last = " "
+        for piece in pieces:
+            goes_on = not last.isspace() and not piece[:1].isspace()  # the first word began in the piece before
+            self.words += len(piece.split()) - (goes_on and bool(piece))
+            self.characters += len(piece)
+            self.bytes += len(piece.encode("utf-8", "surrogatepass"))
+            last = piece[-1:] or last
+            yield piece
+
+    @property
+    def bits_per_byte(self) -> float:
+        """bits / bytes of UTF-8: comparable between models whatever their vocabularies. Gao et al. 2020, "The Pile"."""
+        return self.bits / max(1, self.bytes)
+
+    @property
+    def bits_per_character(self) -> float:
+        """bits / characters (code points), as for enwik8 and text8."""
+        return self.bits / max(1, self.characters)
+
+    @property
+    def perplexity_per_token(self) -> float:
+        """2 ** (bits / tokens): between how many tokens the model hesitates. Depends on the vocabulary."""
+        return exp(self.bits * log(2) / max(1, self.tokens))
+
+    @property
+    def perplexity_per_word(self) -> float:
+        """2 ** (bits / words): as for WikiText and LAMBADA, but of words between white space. Infinite where too large.
+
+        Radford et al. 2019, section 3.1, count the words of a text before it was tokenized in the same way.
+        """
+        nats = self.bits * log(2) / max(1, self.words)
+        return exp(nats) if nats < 700 else float("inf")
+
+
+def surprises(
+    weights: Mapping[str, Array], hparams: HParams, tokens: Iterable[int], stride: int | None = None
+) -> Iterator[tuple[int, float]]:
+    """Each token but the first, and -log2 of the probability that the model gives it after those before.
+
+    tokens: of any number, taken as they are needed · stride: 1 to n_ctx, by default n_ctx // 2. Memory is that of one
+    window.
+    """
+    n_ctx = hparams.n_ctx
+    stride = max(1, n_ctx // 2) if stride is None else stride
+    if not 1 <= stride <= n_ctx:
+        raise ValueError(f"stride is {stride}, where 1 to the model's n_ctx of {n_ctx} is expected")
+    rest, cache = iter(tokens), Cache(hparams)
+    read: list[int] = []  # what the window holds
+    last = next(rest, None)
+    while last is not None:
+        if cache.length == n_ctx:
+            cache.length, read = 0, read[stride:]
+            if read:
+                forward(weights, hparams, [np.array(read)], [cache])
+        targets = list(islice(rest, min(POSITIONS, n_ctx - cache.length)))
+        if not targets:
+            return
+        inputs = [last, *targets[:-1]]
+        logits = forward(weights, hparams, [np.array(inputs)], [cache], all_positions=True)
+        yield from zip(targets, _bits(logits, targets), strict=True)
+        read += inputs
+        last = targets[-1]
+
+
+def _bits(logits: Array, targets: list[int]) -> list[float]:
+    """-log2 of the probability of each target. logits: (T, V), in float64 from here on, for the sake of long sums."""
+    if not np.isfinite(logits).all():
+        raise ValueError("the model computed a logit that is not a number; its weights are too large or broken")
+    scores = logits - logits.max(-1, keepdims=True).astype(np.float64)
+    bits = np.log2(np.exp(scores).sum(-1)) - scores[np.arange(len(targets)), targets] / log(2)
+    return list(bits.tolist())

@@ -1,0 +1,213 @@
+"""Scores of texts: what each token costs, in which windows, and what the figures are made of."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from commands import failed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgpt2.scoring import POSITIONS, Score, surprises
+
+
+def by_hand(model, tokens, stride):
+    """Whole windows, each from scratch, and of each what no window before has counted."""
+    n_ctx, bits, counted = model.hparams.n_ctx, [], 0
+    for start in range(0, len(tokens), stride):
+        window = tokens[start : start + n_ctx + 1]
+        if len(window) < 2:
+            break
+        logits = model.logits(window[:-1]).astype(np.float64)
+        nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(logits)), window[1:]]
+        bits += list(nats[counted - start :] / math.log(2))
+        counted = start + len(window) - 1
+        if start + n_ctx + 1 >= len(tokens):
+            break
+    return bits
+
+
+def random_tokens(model, length):
+    return np.random.default_rng(length).integers(model.hparams.n_vocab, size=length).tolist()
+
+
+@pytest.mark.parametrize("length", [2, 63, 64, 65, 66, 191, 192, 193, 194, 288, 289, 290, 1000])
+@pytest.mark.parametrize("stride", [None, 1, 50, 96, 191, 192])
+def test_every_token_is_counted_once_in_its_window(model, length, stride):
+    if stride == 1:
+        length = min(length, 200)
+    tokens = random_tokens(model, length)
+    found = list(surprises(model.weights, model.hparams, iter(tokens), stride))
+    assert [token for token, _ in found] == tokens[1:]
+    np.testing.assert_allclose([bits for _, bits in found], by_hand(model, tokens, stride or 96), rtol=0, atol=1e-4)
+
+
+def test_a_text_of_one_token_or_none_has_nothing_to_predict(model):
+    assert list(surprises(model.weights, model.hparams, [])) == list(surprises(model.weights, model.hparams, [5])) == []
+
+
+def test_only_the_logits_that_are_needed_are_computed_at_once(model, monkeypatch):
+    shapes = []
+    from npgpt2.model import forward
+
+    monkeypatch.setattr(
+        "npgpt2.scoring.forward", lambda *args, **more: (shapes.append((out := forward(*args, **more)).shape), out)[1]
+    )
+    list(surprises(model.weights, model.hparams, random_tokens(model, 1000)))
+    assert max(rows for rows, _ in shapes) == POSITIONS
+
+
+@pytest.mark.parametrize("stride", [0, -1, 193])
+def test_strides_out_of_range_are_refused(model, stride):
+    with pytest.raises(ValueError, match=f"stride is {stride}, where 1 to the model's n_ctx of 192 is expected"):
+        model.score("A language model", stride)
+
+
+def test_a_text_begins_after_end_of_text(model, monkeypatch):
+    text = "A language model plays one small game.\n"
+    tokens = model.tokenizer.encode(text)
+    score = model.score(text)
+    assert score.tokens == len(tokens)
+    assert score.bits == pytest.approx(sum(by_hand(model, [model.tokenizer.end_of_text, *tokens], 96)), abs=1e-3)
+    monkeypatch.setattr(model.tokenizer, "end_of_text", None)
+    score = model.score(text)
+    assert score.tokens == len(tokens) - 1
+    assert score.bits == pytest.approx(sum(by_hand(model, tokens, 96)), abs=1e-3)
+
+
+# ---- Figures
+
+
+def test_figures_are_what_their_names_say():
+    score = Score(bits=300.0, tokens=100, words=60, characters=150, bytes=200)
+    assert (score.bits_per_byte, score.bits_per_character) == (1.5, 2.0)
+    assert score.perplexity_per_token == pytest.approx(8)
+    assert score.perplexity_per_word == pytest.approx(32)
+    twice = score + score
+    assert (twice.bits, twice.tokens, twice.bits_per_byte) == (600, 200, 1.5)
+    assert Score(bits=1e6, words=1).perplexity_per_word == math.inf
+
+
+PIECES = st.lists(st.text(alphabet="ab \n\xe9\u3000\U0001f642'lst1.", max_size=6), max_size=8)
+
+
+@given(PIECES)
+def test_lengths_of_a_text_in_pieces_are_those_of_the_whole(pieces):
+    score, text = Score(), "".join(pieces)
+    assert "".join(score.counted(pieces)) == text
+    assert (score.words, score.characters, score.bytes) == (len(text.split()), len(text), len(text.encode()))
+
+
+@given(pieces=PIECES)
+def test_tokens_of_a_text_in_pieces_are_those_of_the_whole(model, pieces):
+    found = [token for tokens in model.tokenizer.encode_pieces(pieces) for token in tokens]
+    assert found == model.tokenizer.encode("".join(pieces))
+
+
+def test_a_single_word_in_many_pieces_takes_no_longer_than_its_length_asks_for(model, monkeypatch):
+    """It is split anew only when it has doubled: 1,000 pieces are looked at in some 20 steps."""
+    from npgpt2 import tokenizer
+
+    looked_at = []
+
+    class Words:
+        def findall(self, text):
+            looked_at.append(len(text))
+            return words.findall(text)
+
+    words = tokenizer.WORDS
+    monkeypatch.setattr(tokenizer, "WORDS", Words())
+    assert [t for tokens in model.tokenizer.encode_pieces(["a" * 100] * 1000) for t in tokens]
+    assert sum(looked_at) < 6 * 100_000
+
+
+def test_pieces_are_scored_like_the_whole(model):
+    text = "A language model plays one small game: it reads some words and guesses the next.\n" * 9
+    whole, pieces = model.score(text), model.score(iter(text[i : i + 7] for i in range(0, len(text), 7)))
+    assert whole == pieces
+
+
+def test_memory_does_not_grow_with_the_text(model, allocated_peak):
+    def score(repeats):
+        return allocated_peak(lambda: model.score(f"{i} A language model plays.\n" for i in range(repeats)))
+
+    short, long = score(100), score(800)
+    assert long < short + 50_000
+
+
+# ---- The command
+
+
+def rows(out):
+    return [line.split() for line in out.splitlines()]
+
+
+def test_score_prints_a_row_for_each_file_and_the_total(run, model, tmp_path):
+    texts = {"a.txt": "A language model plays one small game.\n", "b.txt": "It has no eyes \u2014 and no ears.\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    status, out, err = run("score", *(tmp_path / name for name in texts), "-m", "MODEL")
+    assert (status, err) == (0, "")
+    assert rows(out)[0] == ["file", "tokens", "bits/byte", "bits/char", "perpl/token", "perpl/word"]
+    scores = [model.score(text) for text in texts.values()]
+    for row, score in zip(rows(out)[1:], [*scores, scores[0] + scores[1]], strict=True):
+        assert row[1:4] == [f"{score.tokens}", f"{score.bits_per_byte:.4f}", f"{score.bits_per_character:.4f}"]
+        assert row[4:] == [f"{score.perplexity_per_token:,.4f}", f"{score.perplexity_per_word:,.4f}"]
+    assert rows(out)[3][0] == "total"
+
+
+def test_score_of_standard_input_token_by_token(run, model):
+    text = "A language model"
+    status, out, _ = run("score", "-", "-m", "MODEL", "--per-token", stdin=text.encode())
+    assert status == 0
+    tokens = model.tokenizer.encode(text)
+    assert [(int(line[1]), json.loads(" ".join(line[2:]))) for line in rows(out.replace('" ', '"_'))[:-2]] == [
+        (token, model.tokenizer.decode([token]).replace(" ", "_")) for token in tokens
+    ]
+    assert sum(float(line[0]) for line in rows(out)[:-2]) == pytest.approx(model.score(text).bits, abs=1e-3)
+
+
+def test_score_as_json(run, model):
+    out = run("score", "-", "-m", "MODEL", "--json", "--per-token", stdin=b"A language model")[1]
+    *tokens, summary = map(json.loads, out.splitlines())
+    assert [token["text"] for token in tokens] == ["A", " language", " model"]
+    score = model.score("A language model")
+    assert summary["file"] == "-"
+    assert summary["bits"] == pytest.approx(score.bits)
+    assert summary["perplexity_per_word"] == pytest.approx(score.perplexity_per_word)
+    assert {**vars(score)}.keys() <= summary.keys()
+
+
+def test_score_takes_a_stride(run, model):
+    text = "A language model plays one small game: it reads some words. " * 20
+    out = run("score", "-", "-m", "MODEL", "--stride", "192", "--json", stdin=text.encode())[1]
+    assert json.loads(out)["bits"] == pytest.approx(model.score(text, 192).bits) != model.score(text).bits
+    assert failed(run("score", "-", "-m", "MODEL", "--stride", "193", stdin=b"A"), 1, "stride is 193")
+
+
+def test_score_refuses_what_is_not_utf8(run, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"x" * 70_000 + b"caf\xe9 au lait")
+    status, _, err = run("score", tmp_path / "latin.txt", "-m", "MODEL")
+    assert status == 1
+    assert "latin.txt: not UTF-8 at byte 70003 (0xe9)" in err
+
+
+def test_next_shows_the_distribution(run, model):
+    status, out, err = run("next", "A language model plays one", "-m", "MODEL", "--top", "3")
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()) == 3
+    assert out.splitlines()[0].split()[2:3] == ['"']
+    logits = model.logits(model.tokenizer.encode("A language model plays one"))[-1].astype(np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    best = np.argsort(-probabilities)[:3]
+    assert [int(line[1]) for line in rows(out)] == best.tolist()
+    assert [line[0] for line in rows(out)] == [f"{probability:.2%}" for probability in probabilities[best]]
+
+
+def test_next_at_temperature_0_is_one_token_and_top_k_cuts_off(run):
+    assert len(run("next", "A", "-m", "MODEL", "--temperature", "0")[1].splitlines()) == 1
+    assert len(run("next", "A", "-m", "MODEL", "--top-k", "4")[1].splitlines()) == 4
+    assert len(run("next", "-m", "MODEL", "--top", "600")[1].splitlines()) == 520
+    assert failed(run("next", "A", "-m", "MODEL", "--top-p", "0"), 2, "top_p is 0.0")
+    assert failed(run("next", "A", "--file", "b", "-m", "MODEL"), 2, "a prompt or --file")
