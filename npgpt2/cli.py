@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from npgpt2 import GPT2, Tokenizer, load
 from npgpt2.arguments import parse_arguments
+from npgpt2.continuation import Prefix
 from npgpt2.files import decode_utf8, read_text_pieces, replacing
-from npgpt2.model import Prefix
 from npgpt2.models import ALIASES, find_model, models_folder
 from npgpt2.sampling import Sampler
 from npgpt2.scoring import Score

@@ -18,8 +18,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from npgpt2.continuation import Continuation, Prefix
 from npgpt2.kernels import Array
-from npgpt2.model import Cache, Continuation, Prefix, forward
+from npgpt2.model import Cache, forward
 from npgpt2.models import find_model
 from npgpt2.sampling import Ids, Sampler, random_generator
 from npgpt2.scoring import Score, surprises
