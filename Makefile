@@ -7,11 +7,9 @@ RUFF_RULES = E,F,W,I,B,UP,SIM,RUF,PT,C4,PIE
 
 .PHONY: demo test lint oracles bench clean
 
-# Turn a checkpoint that TensorFlow wrote into a model file, and generate text from it.
+# A story by the bundled model.
 demo: $(VENV)/ready
-	$(BIN)/npgpt2 convert tests/fixtures/tiny -o $(VENV)/tiny.npz
-	$(BIN)/npgpt2 info $(VENV)/tiny.npz
-	$(BIN)/npgpt2 generate -m $(VENV)/tiny.npz --length 200 "A language model"
+	@$(BIN)/python tools/demo.py
 
 test: $(VENV)/test-ready
 	$(BIN)/coverage run -m pytest

@@ -1,11 +1,12 @@
 """GPT-2 inference in NumPy, and nothing else.
 
 >>> import npgpt2
->>> model = npgpt2.load("124M")                                      # doctest: +SKIP
->>> model.generate("Alan Turing theorized that", length=40)          # doctest: +SKIP
+>>> model = npgpt2.load()
+>>> model.generate("Once upon a time there", length=1)
+' was'
 
-The first of these opens a model file, which `npgpt2 download 124M` fetches and `npgpt2 convert` makes. To read how
-GPT-2 works, begin with `model.py`, and look into `kernels.py` for the formulas.
+This model comes with npgpt2. `npgpt2 download 124M` fetches OpenAI's, `npgpt2 convert` makes a file of any other. To
+read how GPT-2 works, begin with `model.py`, and look into `kernels.py` for the formulas.
 """
 
 from npgpt2.generation import GPT2, load

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from npgpt2.models import ALIASES, MODELS
+from npgpt2.models import ALIASES, BUNDLED, MODELS
 from npgpt2.sampling import Sampler
 from npgpt2.version import __version__
 from npgpt2.weights import DTYPES
@@ -41,9 +41,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "-m",
         "--model",
         "--model-name",
-        default="124M",
+        default=BUNDLED,
         metavar="MODEL",
-        help="a model's name, such as 124M, or the path of a model file (default: %(default)s)",
+        help="a model's name, such as 124M, or the path of a model file (default: %(default)s, which is bundled)",
     )
     _add_models_dir(parser)
 
@@ -193,8 +193,11 @@ def build_parser() -> Parser:
     _add_distribution(next_token, 1.0)
 
     info = command("info", "show what a model file holds")
-    info.add_argument("model", nargs="?", default="124M", metavar="MODEL", help="name or path (default: %(default)s)")
+    info.add_argument("model", nargs="?", default=BUNDLED, metavar="MODEL", help="name or path (default: %(default)s)")
     _add_models_dir(info)
+
+    models = command("models", "list the models: bundled, installed, and what can be downloaded")
+    _add_models_dir(models)
 
     convert = command(
         "convert",

@@ -21,7 +21,7 @@ from npgpt2 import GPT2, Tokenizer, load
 from npgpt2.arguments import parse_arguments
 from npgpt2.continuation import Prefix
 from npgpt2.files import decode_utf8, read_text_pieces, replacing
-from npgpt2.models import ALIASES, find_model, models_folder
+from npgpt2.models import ALIASES, BUNDLED, MODELS, find_model, installed_models, models_folder
 from npgpt2.sampling import Sampler
 from npgpt2.scoring import Score
 from npgpt2.weights import Weights
@@ -63,6 +63,11 @@ def open_output(path: Path | None) -> Iterator[Write]:
 
 def open_tokenizer(args: argparse.Namespace) -> Tokenizer:
     return Tokenizer.load(args.vocab) if args.vocab else load(args.model, args.models_dir).tokenizer
+
+
+def models_dir_option(args: argparse.Namespace) -> str:
+    """What a command that is suggested needs to use the same models folder."""
+    return f" --models-dir {args.models_dir}" if args.models_dir else ""
 
 
 def write_samples(
@@ -241,6 +246,21 @@ def run_info(args: argparse.Namespace) -> None:
     print("\n".join(f"{name:<11} {value}" for name, value in rows.items()))
 
 
+def run_models(args: argparse.Namespace) -> None:
+    installed = installed_models(args.models_dir)
+    missing = [name for name in MODELS if name not in installed]
+    rows = [
+        *(
+            (name, path.stat().st_size, path if name != BUNDLED else "comes with npgpt2")
+            for name, path in installed.items()
+        ),
+        *((name, 4 * MODELS[name], f"npgpt2 download {name}{models_dir_option(args)}") for name in missing),
+    ]
+    width = max(len(name) for name, *_ in rows)
+    for name, size, where in rows:
+        print(f"{name:<{width}} {size / 1e6:>7,.0f} MB  {where}")
+
+
 def run_convert(args: argparse.Namespace) -> None:
     from npgpt2.convert import convert
 
@@ -276,8 +296,7 @@ def run_download(args: argparse.Namespace) -> None:
         fetched.rename(checkpoint)
     else:
         download.remove_checkpoint(fetched)
-    elsewhere = f" --models-dir {args.models_dir}" if args.models_dir else ""
-    print(f"{output}: ready; try: npgpt2 generate -m {name}{elsewhere} 'Alan Turing'")
+    print(f"{output}: ready; try: npgpt2 generate -m {name}{models_dir_option(args)} 'Alan Turing'")
 
 
 COMMANDS = {
@@ -289,6 +308,7 @@ COMMANDS = {
     "score": run_score,
     "next": run_next,
     "info": run_info,
+    "models": run_models,
     "convert": run_convert,
     "download": run_download,
 }

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from npgpt2.continuation import Continuation, Prefix
 from npgpt2.kernels import Array
 from npgpt2.model import Cache, forward
-from npgpt2.models import find_model
+from npgpt2.models import BUNDLED, find_model
 from npgpt2.sampling import Ids, Sampler, random_generator
 from npgpt2.scoring import Score, surprises
 from npgpt2.streaming import TextStream
@@ -330,15 +330,18 @@ class GPT2:
 
 
 def load(
-    model: str | Path = "124M", models_dir: str | Path | None = None, dtype: Literal["int8"] | None = None
+    model: str | Path = BUNDLED, models_dir: str | Path | None = None, dtype: Literal["int8"] | None = None
 ) -> GPT2:
     """Open a model: a name such as "124M", which is looked up in the models folder, or the path of a model file.
 
-    models_dir: the models folder; by default $NPGPT2_MODELS, else ./models where that exists, else ~/.cache/npgpt2 ·
-    dtype: "int8" rounds the matrices to a quarter of their size; by default they are used as the file has them.
-    Takes milliseconds, since the file is mapped into memory and read when it is used. A model that isn't there raises
-    FileNotFoundError, a file that is damaged ValueError, now or when what is damaged is first used.
+    model: by default storyteller, the small one that comes with npgpt2 · models_dir: the models folder; by default
+    $NPGPT2_MODELS, else ./models where that exists, else ~/.cache/npgpt2 · dtype: "int8" rounds the matrices to a
+    quarter of their size; by default they are used as the file has them. Takes milliseconds, since the file is mapped
+    into memory and read when it is used. A model that isn't there raises FileNotFoundError, a file that is damaged
+    ValueError, now or when what is damaged is first used.
 
+    >>> load().hparams
+    HParams(n_vocab=4096, n_ctx=512, n_embd=256, n_head=4, n_layer=6)
     >>> load("tests/fixtures/no-such-model.npz")
     Traceback (most recent call last):
     ...

@@ -30,8 +30,8 @@ class Score:
     UTF-8), words (between white space): the length of the text. Scores of several texts can be added.
 
     >>> score = Score(bits=300.0, tokens=100, words=60, characters=150, bytes=200)
-    >>> score.bits_per_byte, score.bits_per_character, score.perplexity_per_token
-    (1.5, 2.0, 8.0)
+    >>> score.bits_per_byte, score.bits_per_character, round(score.perplexity_per_token)
+    (1.5, 2.0, 8)
     """
 
     bits: float = 0.0

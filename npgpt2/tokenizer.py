@@ -148,7 +148,7 @@ class Tokenizer:
         """The tokens of a text that comes in pieces, such as a file too large for memory; the same as of the whole.
 
         >>> list(tokenizer.encode_pieces(["A lang", "uage model"]))
-        [[32], [514, 352]]
+        [[32], [514], [352]]
         """
         text, wanted = "", 0
         for piece in pieces:

@@ -14,6 +14,7 @@ from commands import failed
 import npgpt2
 from npgpt2 import cli
 from npgpt2.arguments import build_parser, parse_arguments
+from npgpt2.models import BUNDLED_FILE
 
 HEADER = f"{'=' * 40} SAMPLE {{}} {'=' * 40}\n"
 
@@ -291,6 +292,41 @@ def test_info_of_a_model_without_a_vocabulary(run, fixtures, tmp_path):
     assert "none" in run("info", tmp_path / "model.npz")[1]
 
 
+def test_models_lists_what_is_bundled_installed_and_downloadable(run, tiny, tmp_path):
+    for name in ("124M.npz", "my model.npz", "notes.txt"):
+        (tmp_path / name).write_bytes(tiny.read_bytes())
+    (tmp_path / "folder.npz").mkdir()
+    status, out, err = run("models", "--models-dir", tmp_path)
+    assert (status, err) == (0, "")
+    bundled = round(BUNDLED_FILE.stat().st_size / 1e6)
+    assert out.splitlines() == [
+        f"storyteller {bundled:>7} MB  comes with npgpt2",
+        f"124M              0 MB  {tmp_path / '124M.npz'}",
+        f"my model          0 MB  {tmp_path / 'my model.npz'}",
+        f"355M          1,419 MB  npgpt2 download 355M --models-dir {tmp_path}",
+        f"774M          3,096 MB  npgpt2 download 774M --models-dir {tmp_path}",
+        f"1558M         6,230 MB  npgpt2 download 1558M --models-dir {tmp_path}",
+    ]
+
+
+def test_models_without_a_models_folder_are_the_bundled_one_and_what_can_be_downloaded(run, tmp_path):
+    out = run("models", "--models-dir", tmp_path / "none")[1]
+    assert [line.split()[0] for line in out.splitlines()] == ["storyteller", "124M", "355M", "774M", "1558M"]
+
+
+@pytest.mark.parametrize("command", [["generate", "Once"], ["encode", "Once"], ["decode", "1"], ["info"]])
+def test_without_a_model_the_bundled_one_is_used(run, command):
+    assert run(*command) == run(*command, *(["storyteller"] if command == ["info"] else ["-m", "storyteller"]))
+    assert run(*command)[0] == 0
+
+
+@pytest.mark.parametrize("command", [["unconditional", "--nsamples", "1"], ["interactive"]])
+def test_the_scripts_use_the_bundled_model_too(run, command):
+    options = ["--length", "3", "--seed", "1"]
+    assert run(*command, *options, stdin=b"Once") == run(*command, *options, "-m", "storyteller", stdin=b"Once")
+    assert run(*command, *options, stdin=b"Once")[0] == 0
+
+
 def test_version(run):
     assert run("--version") == (0, f"npgpt2 {npgpt2.__version__}\n", "")
 
@@ -350,7 +386,7 @@ def test_download_converts_and_removes_the_checkpoint(run, served, tmp_path):
     assert f"{tmp_path / '124M.npz'}: ready" in out
     assert os.listdir(tmp_path) == ["124M.npz"]
     assert served[0][0] == "124M"
-    assert run("generate", "A language", "--models-dir", tmp_path, "--length", "1")[1] == " model\n"
+    assert run("generate", "A language", "-m", "124M", "--models-dir", tmp_path, "--length", "1")[1] == " model\n"
     assert run("download", "124M", "--models-dir", tmp_path)[1] == f"{tmp_path / '124M.npz'} is already there\n"
     assert len(served) == 1
 
@@ -413,7 +449,7 @@ def test_wrong_arguments_are_refused_in_one_line(run, arguments, message):
 
 
 def test_an_unknown_model_says_where_it_was_looked_for_and_how_to_get_it(run, tmp_path):
-    result = run("generate", "A", "--models-dir", tmp_path)
+    result = run("generate", "A", "-m", "124M", "--models-dir", tmp_path)
     assert failed(result, 1, str(tmp_path / "124M.npz"), "npgpt2 download 124M")
 
 

@@ -2,8 +2,10 @@
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -43,12 +45,17 @@ def test_what_the_library_offers_is_documented(name):
     assert undocumented in ([], ["Continuation.append"])
 
 
-# ---- README.md
+# ---- README.md, and the card of the bundled model
 
 
 @pytest.fixture(scope="module")
-def readme(fixtures):
-    return (fixtures.parent.parent / "README.md").read_text("utf-8")
+def root(fixtures):
+    return fixtures.parent.parent
+
+
+@pytest.fixture(scope="module")
+def readme(root):
+    return (root / "README.md").read_text("utf-8")
 
 
 def sessions(readme):
@@ -77,9 +84,11 @@ def newcomer(fixtures, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "fetch_checkpoint", fetch_checkpoint)
 
 
-def test_every_command_in_the_readme_works_and_prints_what_it_shows(readme, newcomer, capsys, monkeypatch):
-    commands = [(command, output) for command, output in sessions(readme) if "npgpt2" in command]
-    assert len(commands) > 12
+@pytest.mark.parametrize(("document", "least"), [("README.md", 25), ("npgpt2/models/README.md", 9)])
+def test_every_command_works_and_prints_what_is_shown(document, least, root, newcomer, capsys, monkeypatch):
+    text = (root / document).read_text("utf-8")
+    commands = [(command, output) for command, output in sessions(text) if re.search(r"\bnpgpt2 ", command)]
+    assert len(commands) >= least
     for command, shown in commands:
         printed = None
         for part in command.split(" | "):
@@ -112,8 +121,24 @@ def test_the_python_in_the_readme_runs(readme, newcomer):
         exec(compile(block, "README.md", "exec"), {})
 
 
-def test_the_two_commands_of_the_readme_are_targets_of_the_makefile(readme, fixtures):
-    makefile = (fixtures.parent.parent / "Makefile").read_text("utf-8")
+def test_the_demo_prints_what_the_readme_shows(root, readme, capsys, monkeypatch):
+    """All but the speed; and where the virtual environment is depends on who runs the tests."""
+    (shown,) = (output for command, output in sessions(readme) if command == "make demo")
+    monkeypatch.setattr(sys, "prefix", os.path.join(os.getcwd(), ".venv"))
+    runpy.run_path(str(root / "tools" / "demo.py"), run_name="__main__")
+    speed = r"\(\d+ tokens in [\d.]+ s, \d+ tokens/s"
+    assert re.sub(speed, "(", capsys.readouterr().out) == re.sub(speed, "(", shown)
+
+
+def test_the_card_of_the_bundled_model_has_its_sizes(root):
+    card = (root / "npgpt2" / "models" / "README.md").read_text("utf-8")
+    bundled = npgpt2.load()
+    for name, value in (*vars(bundled.hparams).items(), ("parameters", bundled.weights.parameters)):
+        assert re.search(rf"^\| `?{name}`? \| {value:,} \|", card, re.MULTILINE)
+
+
+def test_what_the_readme_makes_are_targets_of_the_makefile(readme, root):
+    makefile = (root / "Makefile").read_text("utf-8")
     targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
-    made = {command.split()[1] for command, _ in sessions(readme) if command.startswith("make ")}
-    assert {"demo", "test"} <= made <= targets
+    made = set(re.findall(r"(?:^\$ |`)make (\w+)", readme, re.MULTILINE))
+    assert {"demo", "test", "lint", "oracles", "bench"} <= made <= targets

@@ -1,27 +1,27 @@
 """Train the bundled model: a small GPT-2 that has read 42 books of stories.
 
-    python tools/train_storyteller.py [CORPUS] [OUTPUT] [--minutes N | --steps N]
+    python tools/train_storyteller.py [CORPUS] [OUTPUT] [--steps N]
 
-Run it where npgpt2 is installed with the extras `[train]` (PyTorch, tokenizers, safetensors). CORPUS is a folder with
-`train.txt.xz` and `val.txt.xz`, documents separated by <|endoftext|>. It learns a byte-level BPE vocabulary, trains the
-model, scores it on the held-out documents and leaves in OUTPUT:
+Run it where npgpt2 is installed with the extras `[train]` (PyTorch, tokenizers, safetensors), on a Unix with two cores
+or more and a C++ compiler. CORPUS is a folder with `train.txt.xz` and `val.txt.xz`, documents separated by
+<|endoftext|>. It learns a byte-level BPE vocabulary, trains the model, scores it on the held-out documents and leaves
+in OUTPUT:
 
     encoder.json, vocab.bpe    the vocabulary, as OpenAI stores GPT-2's
     checkpoint.pt              where training stands; the same command goes on from it after an interruption
     log.csv                    the loss curve
     storyteller/               the model as Hugging Face's transformers saves it
-    storyteller.npz            the same for npgpt2, in float32
+    storyteller.npz            the same for npgpt2, in float16: what npgpt2/models/ holds
 
-`--steps` fixes how long training takes in steps, and with the seed what comes out, up to the rounding of the machine.
-`--minutes` fixes it in time instead: the learning rate then follows the clock, pauses included.
+The seed is fixed, so that the same number of steps gives the same model, up to the rounding of the machine.
 """
 
 import argparse
 import csv
 import json
-import lzma
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -29,26 +29,22 @@ import numpy as np
 import tokenizers
 import torch
 import torch.nn.functional as F
+from evaluate_storyteller import CORPUS, END, read_documents
 from safetensors.torch import save_file
 from torch import nn
 
+from npgpt2 import load
 from npgpt2.convert import convert
 
 SEED = 1
-END = "<|endoftext|>"
 N_VOCAB, N_CTX, N_EMBD, N_HEAD, N_LAYER = 4096, 512, 256, 4, 6
 BATCH = 16  # windows of N_CTX tokens
 RATE, WARM_UP = 3e-3, 100  # the highest learning rate, and the steps it takes to get there; then linearly to zero
-DECAY, DROPOUT = 0.1, 0.0
+DECAY, DROPOUT = 0.1, 0.1
 CHECKPOINT_EVERY, SCORE_EVERY, LOG_EVERY = 180, 240, 25  # seconds, seconds, steps
 
 
 # The text -------------------------------------------------------------------------------------------------------------
-
-
-def read_documents(path):
-    with lzma.open(path, "rt", encoding="utf-8", newline="") as file:
-        return [text for document in file.read().split(END) if (text := document.strip("\n"))]
 
 
 def train_vocabulary(documents):
@@ -74,6 +70,12 @@ def encode(tokenizer, documents):
     return [np.array([N_VOCAB - 1, *encoding.ids]) for encoding in tokenizer.encode_batch(documents)]
 
 
+def find_tales(documents):
+    """Documents that open as folk tales do: they are simple, and what "Once upon a time" asks for."""
+    tale = re.compile(r".{0,60}\b(once|there (was|were|lived))\b", re.DOTALL | re.IGNORECASE)
+    return [text for text in documents if tale.match(text)]
+
+
 def epoch_of_windows(documents, epoch):
     """Every token once as a target: documents in random order, cut from a random place on. -> (N, N_CTX + 1)"""
     rng = np.random.default_rng([SEED, epoch])
@@ -84,6 +86,22 @@ def epoch_of_windows(documents, epoch):
 
 
 # The model, under the names that transformers gives its parts ---------------------------------------------------------
+
+
+class Dropout(nn.Module):
+    """Drop the same channels at every position of a window: Gal and Ghahramani 2016, "A Theoretically Grounded
+    Application of Dropout in Recurrent Neural Networks". Drawing each position's own took a quarter of a step's time.
+    """
+
+    def __init__(self, probability):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x):
+        if not self.training or not self.probability:
+            return x
+        kept = torch.rand(len(x), 1, N_EMBD) >= self.probability
+        return x * (kept / (1 - self.probability)).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -123,7 +141,7 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1, self.attn = nn.LayerNorm(N_EMBD), Attention()
         self.ln_2, self.mlp = nn.LayerNorm(N_EMBD), MLP()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x):
         x = x + self.dropout(self.attn(self.ln_1(x)))
@@ -136,7 +154,7 @@ class GPT2(nn.Module):
         self.wte, self.wpe = nn.Embedding(N_VOCAB, N_EMBD), nn.Embedding(N_CTX, N_EMBD)
         self.h = nn.ModuleList(Block(dropout) for _ in range(N_LAYER))
         self.ln_f = nn.LayerNorm(N_EMBD)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -153,29 +171,31 @@ class GPT2(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def surprise(model, windows, exact=False):
-    """windows: (B, N_CTX + 1) -> (B, N_CTX), in bfloat16 where that does little harm, or exactly."""
-    windows = torch.as_tensor(windows)
-    with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
-        return model(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+def losses(model, batch):
+    """batch: (B, N_CTX + 1) -> (B, N_CTX), in bfloat16 where that does little harm."""
+    batch = torch.as_tensor(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
 
 
-def bits_per_character(model, tokenised, n_characters, exact=False):
-    """Every token given at least the N_CTX / 2 before it, or all of its document so far; each document on its own."""
-    windows, counted = [], []
+def bits_per_character(model, tokenised, n_characters):
+    """What `npgpt2.GPT2.score` measures, each document on its own, in batches and a little less exactly.
+
+    Every token is predicted from the N_CTX / 2 before it at least, or all of its document so far.
+    """
+    windows, wanted = [], []
     for tokens in tokenised:
         for start in range(0, max(1, len(tokens) - 1 - N_CTX // 2), N_CTX // 2):
             window = tokens[start : start + N_CTX + 1]
             new = np.arange(N_CTX) >= (N_CTX // 2 if start else 0)
             windows.append(np.pad(window, (0, N_CTX + 1 - len(window))))
-            counted.append(new & (np.arange(N_CTX) < len(window) - 1))
-    assert sum(mask.sum() for mask in counted) == sum(len(tokens) - 1 for tokens in tokenised)
+            wanted.append(new & (np.arange(N_CTX) < len(window) - 1))
     nats = 0.0
     model.eval()
     with torch.no_grad():
         for i in range(0, len(windows), BATCH):
-            said = surprise(model, np.stack(windows[i : i + BATCH]), exact).numpy()
-            nats += said[np.stack(counted[i : i + BATCH])].sum(dtype=np.float64)
+            said = losses(model, np.stack(windows[i : i + BATCH])).numpy()
+            nats += said[np.stack(wanted[i : i + BATCH])].sum(dtype=np.float64)
     model.train()
     return float(nats / math.log(2) / n_characters)
 
@@ -249,8 +269,8 @@ def write_log(path, rows):
         writer.writerows(rows)
 
 
-def train(model, documents, score, folder, minutes, steps):
-    """Train to the end of the schedule, from the checkpoint where there is one. Returns the state at the end."""
+def train(model, documents, score, folder, steps):
+    """Train for so many steps, from the checkpoint where there is one. Returns the state at the end."""
     path = folder / "checkpoint.pt"
     optimizers = make_optimizers(model)
     state = {"step": 0, "epoch": 0, "batch": 0, "seconds": 0.0, "log": []}
@@ -262,18 +282,18 @@ def train(model, documents, score, folder, minutes, steps):
         print(f"going on from step {state['step']}", flush=True)
     torch.manual_seed(SEED + state["step"])
     compiled = torch.compile(model)
-    windows = epoch_of_windows(documents, state["epoch"])
+    epoch = epoch_of_windows(documents, state["epoch"])
     began = time.monotonic() - state["seconds"]
     checkpointed = scored = state["seconds"]
-    losses = []
-    while (done := state["seconds"] / (60 * minutes) if minutes else state["step"] / steps) < 1:
-        batch = windows[state["batch"] * BATCH :][:BATCH]
+    recent = []
+    while state["step"] < steps:
+        batch = epoch[state["batch"] * BATCH :][:BATCH]
         if len(batch) < BATCH:  # what is left of an epoch is dropped
             state["epoch"], state["batch"] = state["epoch"] + 1, 0
-            windows = epoch_of_windows(documents, state["epoch"])
+            epoch = epoch_of_windows(documents, state["epoch"])
             continue
-        rate = RATE * min((state["step"] + 1) / WARM_UP, 1 - done)
-        loss = surprise(compiled, batch).mean()
+        rate = RATE * min((state["step"] + 1) / WARM_UP, 1 - state["step"] / steps)
+        loss = losses(compiled, batch).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -281,7 +301,7 @@ def train(model, documents, score, folder, minutes, steps):
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
-        losses.append(loss.item())
+        recent.append(loss.item())
         state["step"] += 1
         state["batch"] += 1
         state["seconds"] = seconds = time.monotonic() - began
@@ -290,11 +310,11 @@ def train(model, documents, score, folder, minutes, steps):
             if seconds - scored > SCORE_EVERY:
                 bits, scored = round(score(), 4), seconds
             tokens = state["step"] * BATCH * N_CTX
-            row = [state["step"], tokens, round(seconds), round(rate, 6), round(float(np.mean(losses)), 4), bits]
+            row = [state["step"], tokens, round(seconds), round(rate, 6), round(float(np.mean(recent)), 4), bits]
             state["log"].append(row)
             print(*row, f"{tokens / seconds:.0f} tokens/s", flush=True)
             write_log(folder / "log.csv", state["log"])
-            losses = []
+            recent = []
             if seconds - checkpointed > CHECKPOINT_EVERY:
                 write_checkpoint(path, model, optimizers, state)
                 checkpointed = seconds
@@ -320,12 +340,9 @@ def export(folder, model, encoder, merges):
 
 def main():
     parser = argparse.ArgumentParser(description="Train the bundled model, storyteller.")
-    project = Path(__file__).resolve().parent.parent
-    parser.add_argument("corpus", nargs="?", type=Path, default=project.parent / "shared" / "corpus", metavar="CORPUS")
+    parser.add_argument("corpus", nargs="?", type=Path, default=CORPUS, metavar="CORPUS")
     parser.add_argument("output", nargs="?", type=Path, default=Path("storyteller"), metavar="OUTPUT")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, help="train for so long, instead of --steps")
-    length.add_argument("--steps", type=int, default=1700, help="how many steps to train (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5000, help="how many steps to train (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="PyTorch's threads (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -335,22 +352,26 @@ def main():
     training, held_out = (read_documents(args.corpus / f"{name}.txt.xz") for name in ["train", "val"])
     tokenizer, encoder, merges = train_vocabulary(training)
     write_vocabulary(args.output, encoder, merges, ["encoder.json", "vocab.bpe"])
-    documents, tokenised = encode(tokenizer, training), encode(tokenizer, held_out)
+    # Tales come twice in each epoch.
+    documents, tokenised = encode(tokenizer, training + find_tales(training)), encode(tokenizer, held_out)
     model = GPT2(DROPOUT)
     n_tokens, n_parameters = sum(map(len, documents)), sum(map(torch.numel, model.parameters()))
-    print(f"{n_tokens:,} tokens of training text, {n_parameters:,} parameters", flush=True)
+    print(f"{n_tokens:,} tokens in an epoch, {n_parameters:,} parameters", flush=True)
 
     characters = [len(text) for text in held_out]
 
     def score_a_part():
         return bits_per_character(model, tokenised[::4], sum(characters[::4]))
 
-    state = train(model, documents, score_a_part, args.output, args.minutes, args.steps)
+    state = train(model, documents, score_a_part, args.output, args.steps)
     tokens, minutes = state["step"] * BATCH * N_CTX, state["seconds"] / 60
     print(f"{state['step']:,} steps, {tokens:,} tokens, {tokens / n_tokens:.1f} epochs, {minutes:.1f} minutes")
     export(args.output / "storyteller", model, encoder, merges)
-    print(convert(args.output / "storyteller", args.output / "storyteller.npz").path)
-    print(f"validation: {bits_per_character(model, tokenised, sum(characters), exact=True):.4f} bits per character")
+    model_file = convert(args.output / "storyteller", args.output / "storyteller.npz", dtype="float16").path
+    print(model_file)
+    trained = load(model_file)
+    bits = sum(trained.score(text).bits for text in held_out)
+    print(f"validation: {bits / sum(characters):.4f} bits per character")
 
 
 if __name__ == "__main__":

@@ -204,3 +204,11 @@ def test_probabilities_are_those_of_openais_sampling_in_float32():
     logits = np.random.default_rng(0).normal(0, 3, 50257).astype(np.float32)
     theirs = openais_probabilities(logits, np.float32(0.7), 40)
     np.testing.assert_allclose(probabilities(Sampler(0.7, 40), logits), theirs, rtol=1e-5, atol=1e-12)
+
+
+def test_at_temperature_0_openais_sampling_draws_a_token_that_is_not_there():
+    """README says so: all logits become infinite or NaN, for which TensorFlow answers with n_vocab. Ours is greedy."""
+    for logits in ([-35.0, -33.0, -40.0], [3.0, -1.0, 2.0], [-1.0, 0.0, 1.0]):
+        theirs = tf1.multinomial([tf.constant(logits) / 0.0], num_samples=20, seed=1)
+        assert set(theirs.numpy().ravel()) == {3}
+        assert Sampler(temperature=0).choose(np.float32(logits), np.random.default_rng(1)) == np.argmax(logits)

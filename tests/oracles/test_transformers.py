@@ -115,6 +115,24 @@ def test_bits_are_the_loss_that_transformers_computes_on_the_same_windows(pair):
     np.testing.assert_allclose(found, theirs, rtol=0, atol=1e-4)
 
 
+# ---- The bundled model
+
+
+def test_the_bundled_model_is_a_gpt2_to_transformers_too():
+    """Its logits at all positions of a full window, and of the float16 numbers that its file holds."""
+    ours = npgpt2.load()
+    theirs = make_model(*astuple(ours.hparams))
+    tensors = {}
+    for name in theirs.state_dict():
+        if name != "lm_head.weight":
+            tensors[name] = torch.from_numpy(np.array(ours.weights[to_checkpoint_name(name)], order="C"))
+    assert len(tensors) == len(ours.weights)
+    missing, unexpected = theirs.load_state_dict(tensors, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])
+    tokens = random_tokens(ours.hparams, ours.hparams.n_ctx)
+    assert_close(ours.logits(tokens), logits_of(theirs, tokens))
+
+
 # ---- The forward pass
 
 

@@ -1,13 +1,17 @@
-"""Where model files are: the names of OpenAI's models, and the folder in which they are looked up."""
+"""Where model files are: the one that comes with npgpt2, the names of OpenAI's, and the folder where those are kept."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-MODELS = ("124M", "355M", "774M", "1558M")
+# OpenAI's models, and how many parameters each has.
+MODELS = {"124M": 124_439_808, "355M": 354_823_168, "774M": 774_030_080, "1558M": 1_557_611_200}
 # What OpenAI first called them, before it counted parameters again.
 ALIASES = {"117M": "124M", "345M": "355M"}
+# A small model for a first look, without a download: README.md in this folder says what it is.
+BUNDLED = "storyteller"
+BUNDLED_FILE = Path(__file__).with_name(f"{BUNDLED}.npz")
 
 
 def models_folder(models_dir: str | Path | None = None) -> Path:
@@ -22,12 +26,25 @@ def models_folder(models_dir: str | Path | None = None) -> Path:
         raise FileNotFoundError("this user has no home folder; give --models-dir or set $NPGPT2_MODELS") from None
 
 
+def installed_models(models_dir: str | Path | None = None) -> dict[str, Path]:
+    """The model files that can be used by name: the bundled one, then those in the models folder.
+
+    >>> list(installed_models("no-such-folder"))
+    ['storyteller']
+    """
+    files = sorted(models_folder(models_dir).glob("*.npz"))
+    return {BUNDLED: BUNDLED_FILE} | {path.stem: path for path in files if path.is_file() and path.stem != BUNDLED}
+
+
 def find_model(model: str | Path, models_dir: str | Path | None = None) -> Path:
     """The file that a model's name or path means; FileNotFoundError says where it was looked for, and what to do.
 
-    A name is one without a slash and without `.npz`; anything else is a path.
+    A name is one without a slash and without `.npz`; anything else is a path. The bundled model's name always means
+    the bundled model, so that no folder that a program happens to run in can put another in its place.
     """
     text = os.fspath(model)
+    if text == BUNDLED:
+        return BUNDLED_FILE
     if text.endswith(".npz") or os.path.basename(text) != text:
         path = Path(text)
         if path.is_dir():
