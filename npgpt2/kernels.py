@@ -5,6 +5,8 @@ Letters: B sequences, T new positions, S positions in all, C n_embd, H heads, D 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -119,12 +121,13 @@ def softmax(x: Array) -> Array:
     return x
 
 
-def causal_attention(q: Array, k: Array, v: Array) -> Array:
+def causal_attention(q: Array, k: Array, v: Array, watch: Callable[[Array], object] | None = None) -> Array:
     """Each of the last T positions gathers the values of those up to itself, weighted by how well keys fit its query.
 
         y = softmax(mask(q k^T / sqrt(D))) v
 
-    q: (H, T, D) · k, v: (H, S, D) with S >= T → (T, C), the heads side by side.
+    q: (H, T, D) · k, v: (H, S, D) with S >= T · watch: called with the weights of some queries after the other, each
+    time (H, block, seen), where the last of the block's queries sees `seen` positions → (T, C), the heads side by side.
     Vaswani et al. 2017, "Attention Is All You Need"; `multihead_attn` in OpenAI's model.py.
 
     >>> q = np.zeros((1, 2, 1), np.float32)                # indifferent queries take the mean of what they see
@@ -143,5 +146,8 @@ def causal_attention(q: Array, k: Array, v: Array) -> Array:
         if stop - start > 1:  # among themselves, they see only those before
             future = np.triu(np.ones((stop - start, stop - start), bool), k=1)
             scores[:, :, S - T + start :][:, future] = -np.inf
-        np.matmul(softmax(scores), v[:, :seen], out=y[start:stop].transpose(1, 0, 2))  # -> (H, block, D)
+        weights = softmax(scores)
+        if watch is not None:
+            watch(weights)
+        np.matmul(weights, v[:, :seen], out=y[start:stop].transpose(1, 0, 2))  # -> (H, block, D)
     return y.reshape(T, H * D)

@@ -8,7 +8,8 @@ itself. Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from npgpt2.kernels import Array, causal_attention, gelu, layer_norm, linear, ma
 from npgpt2.weights import HParams
 
 Tokens = npt.NDArray[np.intp]
+# Who looks on: called with what there is to see ("attention" or "residual"), the layer, and the array.
+Watch = Callable[[str, int, Array], object]
 
 # Positions that a new cache has room for, at the least.
 SMALLEST_CACHE = 64
@@ -58,7 +61,13 @@ class Cache:
 
 
 def attention(
-    x: Array, weights: Mapping[str, Array], layer: int, n_head: int, rows: Sequence[slice], caches: Sequence[Cache]
+    x: Array,
+    weights: Mapping[str, Array],
+    layer: int,
+    n_head: int,
+    rows: Sequence[slice],
+    caches: Sequence[Cache],
+    watch: Watch | None = None,
 ) -> Array:
     """Multi-head self-attention of each sequence over its own past and new positions: `attn` in OpenAI's model.py.
 
@@ -74,7 +83,8 @@ def attention(
         start, end = cache.length, cache.length + q.shape[1]  # T -> S
         cache.k[layer, :, start:end] = k
         cache.v[layer, :, start:end] = v
-        y[own] = causal_attention(q, cache.k[layer, :, :end], cache.v[layer, :, :end])
+        seen = watch and partial(watch, "attention", layer)
+        y[own] = causal_attention(q, cache.k[layer, :, :end], cache.v[layer, :, :end], seen)
     return linear(y, weights[f"{at}/c_proj/w"], weights[f"{at}/c_proj/b"])
 
 
@@ -85,6 +95,12 @@ def mlp(x: Array, weights: Mapping[str, Array], layer: int) -> Array:
     return linear(h, weights[f"{at}/c_proj/w"], weights[f"{at}/c_proj/b"])  # -> (N, C)
 
 
+def head(x: Array, weights: Mapping[str, Array]) -> Array:
+    """What comes next, by a residual stream: its final layer norm, and how well each token fits. x: (N, C) → (N, V)."""
+    x = layer_norm(x, weights["ln_f/g"], weights["ln_f/b"])
+    return matmul(x, weights["wte"].T)
+
+
 @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in logits that the sampler refuses, with a message
 def forward(
     weights: Mapping[str, Array],
@@ -92,6 +108,7 @@ def forward(
     tokens: Sequence[Tokens],
     caches: Sequence[Cache],
     all_positions: bool = False,
+    watch: Watch | None = None,
 ) -> Array:
     """Read each sequence's new tokens; return the logits of what comes next.
 
@@ -99,6 +116,10 @@ def forward(
     token ids, (T,) of at least one, where T can differ · caches: each sequence's past, to which its new positions are
     added → (B, V) float32, after the last token of each; with `all_positions` (N, V), after every token, where N is
     the sum of all T. `model` in OpenAI's model.py.
+
+    watch: called in each layer with "attention" and the weights (H, block, S) by which a block of new positions sees
+    its sequence, block after block, and then with "residual" and the residual stream (N, C), which the next layer
+    overwrites.
     """
     lengths = [len(new) for new in tokens]
     for cache, length in zip(caches, lengths, strict=True):
@@ -110,13 +131,14 @@ def forward(
     x = weights["wte"][np.concatenate(tokens)] + weights["wpe"][positions]  # (N,) -> (N, C)
     for layer in range(hparams.n_layer):
         h = layer_norm(x, weights[f"h{layer}/ln_1/g"], weights[f"h{layer}/ln_1/b"])
-        x += attention(h, weights, layer, hparams.n_head, rows, caches)
+        x += attention(h, weights, layer, hparams.n_head, rows, caches, watch)
         h = layer_norm(x, weights[f"h{layer}/ln_2/g"], weights[f"h{layer}/ln_2/b"])
         x += mlp(h, weights, layer)
+        if watch is not None:
+            watch("residual", layer, x)
     for cache, length in zip(caches, lengths, strict=True):
         cache.length += length
 
     if not all_positions:
         x = x[ends - 1]  # (N, C) -> (B, C)
-    x = layer_norm(x, weights["ln_f/g"], weights["ln_f/b"])
-    return matmul(x, weights["wte"].T)  # -> (B, V) or (N, V)
+    return head(x, weights)  # -> (B, V) or (N, V)

@@ -39,7 +39,9 @@ def public(module):
                         yield f"{name}.{method}", function
 
 
-@pytest.mark.parametrize("name", ["npgpt2.generation", "npgpt2.kernels", "npgpt2.sampling", "npgpt2.tokenizer"])
+@pytest.mark.parametrize(
+    "name", ["npgpt2.generation", "npgpt2.kernels", "npgpt2.sampling", "npgpt2.tokenizer", "npgpt2.trace"]
+)
 def test_what_the_library_offers_is_documented(name):
     undocumented = [thing for thing, value in public(importlib.import_module(name)) if not value.__doc__]
     assert undocumented in ([], ["Continuation.append"])

@@ -21,6 +21,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 import npgpt2
 from npgpt2.convert import convert
 from npgpt2.huggingface import to_checkpoint_name
+from npgpt2.kernels import layer_norm
 from npgpt2.model import Cache, forward
 from npgpt2.sampling import Sampler
 from npgpt2.scoring import surprises
@@ -180,6 +181,35 @@ def test_logits_of_ragged_batches_are_those_of_each_sequence_alone(pair):
         expected = [whole[i, start:end] for i, start, end in zip(unfinished, starts, ends, strict=True)]
         read = forward(model.weights, model.hparams, pieces, [caches[i] for i in unfinished], all_positions=True)
         assert_close(read, np.concatenate(expected))
+
+
+# ---- What happens inside
+
+
+@pytest.fixture
+def eager(pair):
+    """transformers' model in the one way of computing attention that shows its weights."""
+    usual = pair.theirs.config._attn_implementation
+    pair.theirs.set_attn_implementation("eager")
+    yield pair.theirs
+    pair.theirs.set_attn_implementation(usual)
+
+
+def test_attention_residual_streams_and_lens_are_those_of_transformers(pair, eager):
+    """transformers counts the embedding as a first hidden state, and shows the last one behind the final layer norm."""
+    weights, last = pair.ours.weights, pair.ours.hparams.n_layer - 1
+    for length in {1, pair.ours.hparams.n_ctx}:
+        tokens = random_tokens(pair.ours.hparams, length)
+        trace = pair.ours.trace(tokens, attention=True, residual=True)
+        with torch.no_grad():
+            said = eager(torch.from_numpy(tokens[None]), output_attentions=True, output_hidden_states=True)
+        assert_close(trace.attention, torch.cat(said.attentions))
+        for layer, hidden in enumerate(said.hidden_states[1:-1]):
+            assert_close(trace.residual[layer], hidden[0])
+            with torch.no_grad():
+                assert_close(trace.lens(layer), eager.lm_head(eager.transformer.ln_f(hidden[0])))
+        final = layer_norm(trace.residual[last], weights["ln_f/g"], weights["ln_f/b"])
+        assert_close(final, said.hidden_states[-1][0])
 
 
 # ---- Generation
