@@ -20,7 +20,8 @@ lint: $(VENV)/lint-ready
 	$(BIN)/ruff format --line-length 120 --check .
 	$(BIN)/mypy npgpt2
 
-# Compare with TensorFlow, PyTorch and the other tokenizers, which take 3 GB of disk.
+# Compare with TensorFlow, PyTorch and the other tokenizers, which take 3 GB of disk; and look at `npgpt2 inspect`'s pages
+# in a browser, where chromium and chromedriver are installed.
 oracles: .venv-oracles/oracles-ready
 	.venv-oracles/bin/python -m pytest --override-ini addopts=-ra --override-ini filterwarnings= tests/oracles
 

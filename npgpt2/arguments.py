@@ -192,6 +192,25 @@ def build_parser() -> Parser:
     _add_model(next_token)
     _add_distribution(next_token, 1.0)
 
+    inspect = command(
+        "inspect",
+        "show what happens inside the model, as a page for the browser",
+        "One HTML file, which needs no network: the text as tokens and how each surprised the model, what comes next"
+        " under any temperature, top-k and top-p, every head's attention, the logit lens, and all arrays' shapes.",
+    )
+    inspect.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text; if empty, what begins a text")
+    inspect.add_argument("--file", type=Path, metavar="PATH", help="read the text from a file (UTF-8)")
+    inspect.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page to write (default: %(default)s)",
+    )
+    inspect.add_argument("--open", action="store_true", help="open it in the browser")
+    _add_model(inspect)
+
     info = command("info", "show what a model file holds")
     info.add_argument("model", nargs="?", default=BUNDLED, metavar="MODEL", help="name or path (default: %(default)s)")
     _add_models_dir(info)
@@ -247,7 +266,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             args.parser.error(str(error))
     if args.command == "interactive" and (args.nsamples < 1 or args.nsamples % args.batch_size):
         args.parser.error(f"nsamples {args.nsamples} is not a multiple of batch_size {args.batch_size}, or not above 0")
-    if args.command in ("generate", "next") and args.file is not None and args.prompt is not None:
+    if args.command in ("generate", "next", "inspect") and args.file is not None and args.prompt is not None:
         args.parser.error("give a prompt or --file, not both")
     if args.command == "generate" and args.output is not None and not args.nsamples:
         args.parser.error("--nsamples 0 goes on until interrupted, so that --output would never be complete")

@@ -231,6 +231,23 @@ def run_next(args: argparse.Namespace) -> None:
         print(f"{probability:>7.2%} {token:>6}  {text:<20} {'█' * round(40 * probability)}".rstrip())
 
 
+def run_inspect(args: argparse.Namespace) -> None:
+    from npgpt2.report import make_report
+
+    prompt = read_text(args.prompt, args.file)
+    model = load(args.model, args.models_dir)
+    trace = model.trace(model.prompt_tokens(prompt), attention=True, residual=True)
+    page = make_report(trace, model.tokenizer, model.weights.path.stem).encode("utf-8")
+    with replacing(args.output) as file:
+        file.write(page)
+    print(f"{args.output}: {len(page):,} bytes, tokens: {len(trace.tokens):,}")
+    if args.open:
+        import webbrowser
+
+        if not webbrowser.open(args.output.resolve().as_uri()):
+            raise OSError(f"there is no browser that could be started; open {args.output} in one")
+
+
 def run_info(args: argparse.Namespace) -> None:
     path = find_model(args.model, args.models_dir)
     model = GPT2(Weights(path))
@@ -307,6 +324,7 @@ COMMANDS = {
     "decode": run_decode,
     "score": run_score,
     "next": run_next,
+    "inspect": run_inspect,
     "info": run_info,
     "models": run_models,
     "convert": run_convert,

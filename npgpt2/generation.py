@@ -248,7 +248,7 @@ class GPT2:
         >>> model.generate("A language model plays one", length=2, prefix=prefix)
         ' small game'
         """
-        tokens = self._prompt(text)[: self.hparams.n_ctx]
+        tokens = self.prompt_tokens(text)[: self.hparams.n_ctx]
         beginning = Continuation(self.hparams, tokens, random_generator(0, 0), prefix)
         self._read([beginning])
         return Prefix(tokens, beginning.cache, beginning.logits[0])
@@ -272,7 +272,7 @@ class GPT2:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in stops:
             raise ValueError("a stop string is empty, which would end every text at once")
-        tokens = self._prompt(prompt)
+        tokens = self.prompt_tokens(prompt)
         end = None if ignore_eot else self.tokenizer.end_of_text
 
         def steps(numbers: range, prefix: Prefix | None) -> Iterator[list[tuple[int, str]]]:
@@ -328,8 +328,14 @@ class GPT2:
             raise ValueError(f"{ids.shape[-1]} tokens are more than the model's n_ctx of {longest}")
         return ids.astype(np.int64, copy=False)
 
-    def _prompt(self, prompt: str) -> list[int]:
-        """A prompt's tokens; a text of its own begins after `<|endoftext|>`, which came before each in training."""
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """A prompt's tokens; a text of its own begins after `<|endoftext|>`, which came before each in training.
+
+        An empty prompt raises ValueError where the vocabulary has no such token.
+
+        >>> model.prompt_tokens("A language model"), model.prompt_tokens("")
+        ([32, 514, 352], [519])
+        """
         if prompt:
             return self.tokenizer.encode(prompt)
         if self.tokenizer.end_of_text is None:

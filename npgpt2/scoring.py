@@ -7,7 +7,7 @@ did in training, so that its first token is predicted too; where a vocabulary ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import exp, log
@@ -16,6 +16,7 @@ import numpy as np
 
 from npgpt2.kernels import Array
 from npgpt2.model import Cache, forward
+from npgpt2.sampling import Ids
 from npgpt2.weights import HParams
 
 # Positions whose logits are computed together: in 124M, those of a whole window would take 200 MB.
@@ -104,13 +105,20 @@ def surprises(
             return
         inputs = [last, *targets[:-1]]
         logits = forward(weights, hparams, [np.array(inputs)], [cache], all_positions=True)
-        yield from zip(targets, _bits(logits, targets), strict=True)
+        yield from zip(targets, surprisal(logits, targets), strict=True)
         read += inputs
         last = targets[-1]
 
 
-def _bits(logits: Array, targets: list[int]) -> list[float]:
-    """-log2 of the probability of each target. logits: (T, V), in float64 from here on, for the sake of long sums."""
+def surprisal(logits: Array, targets: Sequence[int] | Ids) -> list[float]:
+    """-log2 of the probability of each target, in bits.
+
+    logits: (T, V) float32, in float64 from here on, for the sake of long sums; ValueError where they are not finite ·
+    targets: (T,) token ids → T numbers.
+
+    >>> surprisal(np.float32([[0, 0, -1000, -1000]]), [1])
+    [1.0]
+    """
     if not np.isfinite(logits).all():
         raise ValueError("the model computed a logit that is not a number; its weights are too large or broken")
     scores = logits - logits.max(-1, keepdims=True).astype(np.float64)

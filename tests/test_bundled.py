@@ -118,5 +118,5 @@ def test_the_wheel_holds_the_package_and_the_model_with_its_vocabulary_and_nothi
             assert {"hparams.json", "encoder.json", "vocab.bpe"} <= set(model.namelist())
     about = f"npgpt2-{npgpt2.__version__}.dist-info/"
     package = {f"npgpt2/{path.relative_to(ROOT / 'npgpt2').as_posix()}" for path in (ROOT / "npgpt2").rglob("*.py")}
-    package |= {"npgpt2/py.typed", "npgpt2/models/README.md", "npgpt2/models/storyteller.npz"}
+    package |= {"npgpt2/py.typed", "npgpt2/report.html", "npgpt2/models/README.md", "npgpt2/models/storyteller.npz"}
     assert {name for name in names if not name.startswith(about)} == package

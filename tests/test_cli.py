@@ -272,6 +272,63 @@ def test_a_training_set_of_what_is_none_is_refused_and_nothing_written(run, tiny
         assert sorted(os.listdir(tmp_path)) == before
 
 
+# ---- inspect
+
+
+def test_inspect_writes_a_page(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("inspect", "A language model", "-m", "MODEL")
+    page = (tmp_path / "report.html").read_bytes()
+    assert (status, out, err) == (0, f"report.html: {len(page):,} bytes, tokens: 3\n", "")
+    assert page.startswith(b"<!doctype html>")
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_inspect_reads_prompts_like_the_others(run, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes(b"A language model\n")
+    pages = []
+    for arguments in (["A language model"], ["--file", tmp_path / "prompt.txt"], []):
+        output = tmp_path / f"{len(pages)}.html"
+        stdin = b"A language model\n" if not arguments else b""
+        assert run("inspect", *arguments, "-m", "MODEL", "--output", output, stdin=stdin)[0] == 0
+        pages.append(output.read_bytes())
+    assert len(set(pages)) == 1
+
+
+def test_inspect_without_a_prompt_shows_how_a_text_begins(run, tmp_path):
+    result = run("inspect", "-m", "MODEL", "-o", tmp_path / "x.html", terminal=True)
+    assert result[1].endswith("bytes, tokens: 1\n")
+    assert '"519": "\\u003c|endoftext|>"' in (tmp_path / "x.html").read_text()
+
+
+def test_inspect_opens_the_page_if_told_to(run, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: (opened.append(address), len(opened) == 1)[1])
+    arguments = ["inspect", "A", "-m", "MODEL", "-o", tmp_path / "my page.html"]
+    assert run(*arguments)[0] == 0
+    assert opened == []
+    assert run(*arguments, "--open")[0] == 0
+    assert opened == [(tmp_path / "my page.html").as_uri()]
+    status, _, err = run(*arguments, "--open")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "no browser" in err
+
+
+def test_inspect_refuses_what_it_cannot_show_and_keeps_the_old_page(run, fixtures, tmp_path):
+    assert run("convert", fixtures / "finetuned", "-o", tmp_path / "mute.npz")[0] == 0
+    page = tmp_path / "x.html"
+    page.write_text("old")
+    for prompt, model, message in (
+        ("A " * 300, "MODEL", "more than the model's n_ctx of 192"),
+        ("A", tmp_path / "mute.npz", "has no vocabulary"),
+        ("A", tmp_path / "none.npz", "no such file"),
+    ):
+        assert failed(run("inspect", prompt, "-m", model, "-o", page), 1, message)
+    assert failed(run("inspect", "A", "-m", "MODEL", "-o", tmp_path / "no" / "x.html"), 1, "no such folder")
+    assert page.read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["mute.npz", "x.html"]
+
+
 # ---- info, convert, download
 
 
@@ -426,6 +483,7 @@ def test_download_keeps_the_checkpoint_if_told_to(run, served, tmp_path):
         (["generate", "--batch-size", "0"], "'0' is not"),
         (["generate", "--stop", ""], "--stop"),
         (["generate", "A", "--file", "x"], "a prompt or --file, not both"),
+        (["inspect", "A", "--file", "x"], "a prompt or --file, not both"),
         (["generate", "A", "B"], "B"),
         (["generate", "A", "--nsamples", "0", "--output", "x"], "--output would never be complete"),
         (["generate", "--unknown"], "--unknown"),

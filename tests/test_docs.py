@@ -40,7 +40,8 @@ def public(module):
 
 
 @pytest.mark.parametrize(
-    "name", ["npgpt2.generation", "npgpt2.kernels", "npgpt2.sampling", "npgpt2.tokenizer", "npgpt2.trace"]
+    "name",
+    ["npgpt2.generation", "npgpt2.kernels", "npgpt2.sampling", "npgpt2.tokenizer", "npgpt2.trace", "npgpt2.report"],
 )
 def test_what_the_library_offers_is_documented(name):
     undocumented = [thing for thing, value in public(importlib.import_module(name)) if not value.__doc__]
