@@ -44,8 +44,8 @@ def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
     """The page of a trace, as HTML: at most 5 MB for 256 tokens of 124M.
 
     trace: with attention and residual, which ValueError asks for · tokenizer: the vocabulary of its model · name: what
-    to call the model. Logits that are not all finite raise ValueError. Memory is a few times that of the logits of 64
-    positions, and one layer's logit lens.
+    to call the model. Logits that are not all finite raise ValueError. Beside the trace, it takes half of the
+    attention's memory, as much as the logits for one layer's lens, and a few times the logits of 64 positions.
 
     >>> trace = model.trace(model.tokenizer.encode("A language model"), attention=True, residual=True)
     >>> page = make_report(trace, model.tokenizer, "tiny")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from npgpt2 import cli, load
+from npgpt2.report import make_report
 from npgpt2.sampling import Sampler
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, which drives the browser")
@@ -168,6 +169,23 @@ def test_a_hostile_prompt_is_shown_and_runs_nothing(browser, tmp_path):
     assert browser.execute_script("return document.getElementById('text').textContent") == HOSTILE
     assert find_all(browser, "img, svg, iframe") == []
     assert len(find_all(browser, "script")) == 2
+    assert browser.get_log("browser") == []
+
+
+def test_a_hostile_vocabulary_and_a_hostile_name_are_text_everywhere(browser, model, tmp_path):
+    """Where each token is a whole element, which no prompt can make of a usual vocabulary."""
+
+    class Hostile:
+        def decode_bytes(self, tokens):
+            return b"".join(b"</script><img/src=x/onerror=window.run=%d>" % token for token in tokens)
+
+    trace = model.trace([1, 2, 3], attention=True, residual=True)
+    (tmp_path / "x.html").write_text(make_report(trace, Hostile(), Hostile().decode_bytes([9]).decode()), "utf-8")
+    show(browser, tmp_path / "x.html")
+    choose(browser, 1)
+    assert browser.execute_script("return window.run") is None
+    assert find_all(browser, "img") == []
+    assert browser.execute_script("return document.body.innerText").count("<img") > 40
     assert browser.get_log("browser") == []
 
 
