@@ -30,9 +30,10 @@ bench: .venv-oracles/oracles-ready
 	.venv-oracles/bin/python tools/benchmark.py
 
 %/ready: setup.cfg
-	$(PYTHON) -m venv $*
-	$*/bin/python -m pip install --quiet --disable-pip-version-check --editable . '$(NUMPY)'
-	touch $@
+	@echo "Setting npgpt2 up in $* …"
+	@$(PYTHON) -m venv $*
+	@$*/bin/python -m pip install --quiet --disable-pip-version-check --editable . '$(NUMPY)'
+	@touch $@
 
 %-ready: setup.cfg
 	$(PYTHON) -m venv $(@D)
