@@ -25,9 +25,15 @@ lint: $(VENV)/lint-ready
 oracles: .venv-oracles/oracles-ready
 	.venv-oracles/bin/python -m pytest --override-ini addopts=-ra --override-ini filterwarnings= tests/oracles
 
-# Speed and memory with a model of 124M's size, beside what the machine can do at best. Wants an idle machine.
-bench: .venv-oracles/oracles-ready
-	.venv-oracles/bin/python tools/benchmark.py
+# Speed and memory with a model of 124M's size, beside other engines and what the machine can do at best, in a quarter of
+# an hour. Wants an idle machine. llama.cpp is compiled for this processor, which takes longer than that, once.
+bench: .venv-bench/bench-ready .venv-bench/llama-tried
+	.venv-bench/bin/python tools/benchmark.py
+
+.venv-bench/llama-tried: .venv-bench/bench-ready
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(@D)/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python \
+		|| echo "llama.cpp can't be compiled here, and is left out"
+	touch $@
 
 %/ready: setup.cfg
 	@echo "Setting npgpt2 up in $* …"

@@ -1,22 +1,27 @@
-"""Measure npgpt2 on a model of GPT-2 124M's shapes, each figure beside what this machine could do at best.
+"""Measure npgpt2 on a model of GPT-2 124M's shapes, beside other engines and what this machine could do at best.
 
-    python tools/benchmark.py [--folder DIR] [--json FILE]
+    python tools/benchmark.py [--folder DIR] [--text FILE] [--vocab DIR] [--rounds N] [--json FILE]
 
-Run it where npgpt2 is installed, on a machine with 2 GB of free memory and disk and nothing else to do. The weights are
-random and written by TensorFlow, which is needed the first time only; a checkpoint that is in the folder already, such
-as OpenAI's 124M, is used as it is. Files come from the system's cache, not from the disk. Times are medians. Each stage
-runs in a fresh process and takes turns with its limit, so that both meet the machine in the same state. The limits:
+Run it where npgpt2 is installed, on a machine with 6 GB of free memory, 4 GB of disk and nothing else to do. The
+weights are random and written by TensorFlow, which is needed the first time only; a checkpoint that is in the folder
+already, such as OpenAI's 124M, is used as it is. The other engines get the same weights, and have to generate the same
+tokens before anything is timed; those that aren't installed are left out. See `engines.py`.
 
+Every engine runs in a process of its own, on as many threads as there are cores. For each figure they take turns; a
+round goes through all figures, and the next begins with new processes. Figures are medians, of the steps in a turn and
+then of the rounds. Files come from the system's cache, not from the disk. In brackets: how many times as fast, or as
+small, npgpt2 is. The limits, which take their turns like the engines:
+
+- decode and batches: `np.dot` of a matrix and a vector, for the bytes of weights (and, from context 256 on, of
+  the cache) that a token has to read; several sequences can share them
+- prefill: the products of its linear layers alone, with the weights in C order
 - conversion: copying as many bytes to the same disk; for its memory, NumPy holding the largest variable once
 - first token: mapping the file and one `np.dot` over all of it, without its checksums
-- decode, generate: `np.dot` of a matrix and a vector, for the bytes of weights (and, at context 1000, of the cache)
-  that a token has to read; several sequences can share them
-- prefill: the products of its linear layers alone, with the weights in C order
+- peak memory: the model file
 """
 
 import argparse
 import ctypes
-import importlib.util
 import json
 import os
 import platform
@@ -25,18 +30,43 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import islice, product
-from math import prod
+from collections import defaultdict
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from itertools import islice, pairwise, product
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from engines import ENGINES, TOKENIZERS, missing_packages
 
-from npgpt2 import load
-from npgpt2.model import Cache, forward
+import npgpt2
+from npgpt2.lookup import Lookup
+from npgpt2.model import Continuation
+from npgpt2.sampling import Sampler, random_generator
 from npgpt2.tokenizer import BYTE_CHARACTERS, END_OF_TEXT
 from npgpt2.weights import HParams, variable_shapes
 
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+ENGINES_PROGRAM = Path(__file__).with_name("engines.py")
+# Threads of some engines keep a core busy for 0.2 s after their work, in case there is more.
+PAUSE = 0.3
+
+# What is asked of the engines: the figure's name, how many sequences of how many tokens each, how many tokens to
+# generate, how often, and whether it is asked in int8 too.
+FIGURES = [
+    ("decode, context 32 to 96", 1, 32, 65, 1, True),
+    ("decode, context 256 to 288", 1, 256, 33, 1, False),
+    ("decode, context 1000 to 1020", 1, 1000, 21, 1, False),
+    ("prefill of 32", 1, 32, 1, 5, False),
+    ("prefill of 512", 1, 512, 1, 2, True),
+    ("prefill of 1000", 1, 1000, 1, 1, False),
+    ("batch of 1, context 64 to 84", 1, 64, 21, 1, False),
+    ("batch of 4, context 64 to 84", 4, 64, 21, 1, False),
+    ("batch of 8, context 64 to 84", 8, 64, 21, 1, True),
+    ("batch of 16, context 64 to 84", 16, 64, 21, 1, False),
+]
 HPARAMS = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
 LARGEST = f"import numpy; numpy.ones({HPARAMS['n_vocab'] * HPARAMS['n_embd']}, 'f4')"
 # Programs that say how long each of their steps took.
@@ -58,7 +88,127 @@ print([time.perf_counter() - start])
 """
 
 
-# ---- The stages: each yields (figure, unit, value, limit)
+# ---- The engines: dictionaries of what each of them, "limit" and npgpt2 too, took for a figure
+
+
+def write_files(folder, engines):
+    """Each engine's files of the same weights, where they aren't there yet."""
+    wanted = [("transformers", "float32", "transformers"), ("llama.cpp", "float32", "model.gguf")]
+    wanted += [("CTranslate2", dtype, f"ctranslate2-{dtype}") for dtype in ("float32", "int8")]
+    for engine, dtype, name in wanted:
+        # CTranslate2 takes the packages of transformers too, and is converted from its files.
+        if engine in engines and not (folder / name).exists():
+            say(f"write {name}")
+            run(ENGINES_PROGRAM, "write", engine, dtype, folder, THREADS)
+    if not (folder / "model-int8.npz").exists():
+        say("write model-int8.npz")
+        run("-m", "npgpt2", "convert", folder, "-o", folder / "model-int8.npz", "--dtype", "int8")
+
+
+def ask_engines(folder, engines, rounds):
+    """For each figure and each (engine, dtype) the median of the rounds, in seconds."""
+    seconds = {figure[0]: defaultdict(list) for figure in FIGURES}
+    pairs = [(engine, "float32") for engine in engines]
+    pairs += [(engine, "int8") for engine in engines if engine in ("limit", "npgpt2", "CTranslate2")]
+    for number in range(1, rounds + 1):
+        say(f"round {number} of {rounds}: start {len(pairs)} processes")
+        workers = {pair: start_worker(folder, *pair) for pair in pairs}
+        if number == 1:
+            check_agreement({engine: worker for (engine, dtype), worker in workers.items() if dtype == "float32"})
+        for figure, sequences, context, length, times, in_int8 in FIGURES:
+            say(f"round {number} of {rounds}: {figure}")
+            for (engine, dtype), worker in workers.items():
+                if dtype == "float32" or in_int8:
+                    answer = ask(worker, sequences=sequences, context=context, length=length, times=times)
+                    seconds[figure][engine, dtype].append(median(answer["seconds"]))
+                    time.sleep(PAUSE)
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.wait()
+    return {figure: {pair: median(values) for pair, values in taken.items()} for figure, taken in seconds.items()}
+
+
+def check_agreement(workers):
+    say("do all engines generate the same tokens?")
+    tokens = {e: ask(w, sequences=2, context=32, length=16, times=1)["tokens"] for e, w in workers.items()}
+    for engine, found in tokens.items():
+        if engine != "limit" and found != tokens["npgpt2"]:
+            sys.exit(
+                f"benchmark: {engine} doesn't generate the tokens that npgpt2 does; if its files are of another model,"
+                f" delete them: {found[:4]} …, {tokens['npgpt2'][:4]} …"
+            )
+
+
+def start_worker(folder, engine, dtype):
+    command = [sys.executable, ENGINES_PROGRAM, "serve", engine, dtype, folder, THREADS]
+    worker = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    worker.engine = engine
+    read_line(worker)  # it is ready
+    return worker
+
+
+def ask(worker, **question):
+    worker.stdin.write(json.dumps(question) + "\n")
+    worker.stdin.flush()
+    return json.loads(read_line(worker))
+
+
+def read_line(worker):
+    line = worker.stdout.readline()
+    return line or sys.exit(f"benchmark: {worker.engine} failed, see above")
+
+
+def engine_rows(measured):
+    """Two sections of the table: all engines in float32, and int8 beside CTranslate2's and our own float32."""
+    float32, int8 = [], []
+    for figure, sequences, context, length, *_ in FIGURES:
+        unit = "ms/token" if figure.startswith("decode") else "tokens/s"
+        tokens = context if length == 1 else sequences  # that were read in the time
+        values = {pair: 1e3 * s if unit == "ms/token" else tokens / s for pair, s in measured[figure].items()}
+        float32.append((figure, unit, {engine: v for (engine, dtype), v in values.items() if dtype == "float32"}))
+        if ("npgpt2", "int8") in values:
+            row = {engine: v for (engine, dtype), v in values.items() if dtype == "int8"}
+            int8.append((figure, unit, row | {"npgpt2 float32": values["npgpt2", "float32"]}))
+    return float32, int8
+
+
+def whole_processes(folder, engines, rounds):
+    """From nothing to the first token, and the memory that 64 tokens take."""
+    rows = []
+    for dtype, file in (("float32", "model.npz"), ("int8", "model-int8.npz")):
+        chosen = [e for e in engines if e != "limit" and (dtype == "float32" or e in ("npgpt2", "CTranslate2"))]
+        took, peaks = defaultdict(list), {}
+        for _ in range(rounds):
+            say(f"whole processes, {dtype}")
+            for engine in chosen:
+                took[engine].append(run(ENGINES_PROGRAM, "once", engine, dtype, folder, THREADS, 1)[0])
+            took["limit"].append(run("-c", READ_ONCE, folder / file)[0])
+        rows.append((f"{dtype}, start to first token", "s", {e: median(times) for e, times in took.items()}))
+        for engine in chosen:
+            peaks[engine] = run(ENGINES_PROGRAM, "once", engine, dtype, folder, THREADS, 64)[1]
+        if peaks["npgpt2"]:
+            peaks["limit"] = (folder / file).stat().st_size
+            rows.append((f"{dtype}, 64 tokens, peak memory", "MB", {e: peak / 1e6 for e, peak in peaks.items()}))
+    return rows
+
+
+def tokenizers(vocabulary, text, rounds):
+    """Each encodes a text once in a new process, so that no cache is filled beforehand."""
+    chosen = [name for name in TOKENIZERS if find_spec(name)]
+    size, rates, results = text.stat().st_size / 1e6, defaultdict(list), {}
+    for _ in range(rounds):
+        say("tokenizers")
+        for name in chosen:
+            result = json.loads(run(ENGINES_PROGRAM, "tokenize", name, vocabulary, text)[2])
+            rates[name].append(size / result.pop("seconds"))
+            results[name] = result
+    for name, result in results.items():
+        if result != results["npgpt2"]:
+            sys.exit(f"benchmark: {name} makes other tokens of {text} than npgpt2: {result}, {results['npgpt2']}")
+    return [(f"encode {text.name}, {size:.1f} MB", "MB/s", {name: median(values) for name, values in rates.items()})]
+
+
+# ---- The stages about npgpt2 alone: each yields rows, (figure, unit, values), in a fresh process
 
 
 def convert(folder, file):
@@ -68,12 +218,13 @@ def convert(folder, file):
         runs.append(run("-m", "npgpt2", "convert", folder, "-o", file))
         copies.append(seconds(copy_to_disk, data, copy))
     copy.unlink()
-    yield "conversion", "s", median(run[0] for run in runs), median(copies)
+    yield "conversion", "s", {"npgpt2": median(run[0] for run in runs), "limit": median(copies)}
     if runs[0][1]:
-        yield "conversion, peak memory", "MB", median(run[1] for run in runs) / 1e6, run("-c", LARGEST)[1] / 1e6
+        ours, largest = median(run[1] for run in runs), run("-c", LARGEST)[1]
+        yield "conversion, peak memory", "MB", {"npgpt2": ours / 1e6, "limit": largest / 1e6}
 
 
-def cold(_, file):
+def start(_, file):
     command = ["-m", "npgpt2", "generate", "-m", file, "--length", "1", "--ignore-eot", "The dog is"]
     steps, whole, limits, whole_limits = [], [], [], []
     for _ in range(7):
@@ -83,98 +234,96 @@ def cold(_, file):
         limits.append(json.loads(said)[0])
         whole_limits.append(took)
     imported, opened, first = (1e3 * median(times) for times in zip(*steps, strict=True))
-    yield "import npgpt2", "ms", imported, None
-    yield "npgpt2.load", "ms", opened, None
-    yield "first token after load", "ms", first, 1e3 * median(limits)
-    yield "`npgpt2 generate --length 1`, whole process", "ms", 1e3 * median(whole), 1e3 * median(whole_limits)
+    yield "import npgpt2", "ms", {"npgpt2": imported}
+    yield "npgpt2.load", "ms", {"npgpt2": opened}
+    yield "first token after load", "ms", {"npgpt2": first, "limit": 1e3 * median(limits)}
+    whole, limit = 1e3 * median(whole), 1e3 * median(whole_limits)
+    yield "`npgpt2 generate --length 1`, whole process", "ms", {"npgpt2": whole, "limit": limit}
 
 
-def decode(_, file):
-    """The forward pass alone, reading one more token of each sequence a step."""
-    model = load(file)
-    value, limit = take_turns(one_more(model, [32]), streaming(model), 64)
-    yield "decode, context 32 to 96", "ms/token", 1e3 * value, 1e3 * limit
-    cached = 1000 * 8 * model.hparams.n_embd * model.hparams.n_layer
-    value, limit = take_turns(one_more(model, [1000]), streaming(model, cached), 20)
-    yield "decode, context 1000 to 1020", "ms/token", 1e3 * value, 1e3 * limit
-    value, limit = take_turns(one_more(model, [64] * 8), streaming(model), 20)
-    yield "decode, 8 sequences at context 64 to 84", "tokens/s", 8 / value, 8 / limit
+def two_ways(_, file):
+    """What npgpt2 does in two ways, of which the second stands under "beside": with and without guesses, and so on."""
+    model, rng = npgpt2.load(file), np.random.default_rng(0)
+    prompt = rng.integers(0, model.hparams.n_vocab, 32).tolist()
+
+    def greedy():
+        return median(step_seconds(model, prompt, 65, Sampler())[1:])
+
+    def as_text():
+        """Top-k, and turning tokens into text."""
+        text, clock = model.tokenizer.decode(prompt), []
+        settings = {"temperature": 1, "top_k": 40, "seed": 0, "ignore_eot": True}
+        list(model.samples(text, length=65, progress=lambda _: clock.append(time.perf_counter()), **settings))
+        return median(end - start for start, end in pairwise(clock))
+
+    def drawn():
+        """Tokens drawn from all, which hardly ever repeat any."""
+        return sum(step_seconds(model, prompt, 65, Sampler(temperature=1))[1:]) / 64
+
+    def repeated():
+        return sum(step_seconds(model, prompt, 129, Sampler())[1:]) / 128
+
+    yield beside("draw with top-k 40 as text, beside greedy tokens", no_guesses(as_text), no_guesses(greedy))
+    yield beside("no repetition, beside no guesses", drawn, no_guesses(drawn))
+    # Random weights that don't know a token's position repeat themselves soon, as small models do.
+    model.weights["wpe"] = np.zeros_like(model.weights["wpe"])
+    yield beside("repetition, beside no guesses", repeated, no_guesses(repeated))
 
 
-def generate(_, file):
-    """Everything that happens from token to token: the forward pass, sampling, turning tokens into text."""
-    model = load(file)
-    stream, prompt = streaming(model), " a"
-    while len(model.tokenizer.encode(prompt)) < 32:
-        prompt += " a"
-    steps, limits, start = [], [], 0.0
-
-    def after_each_token(_):
-        nonlocal start
-        steps.append(time.perf_counter() - start)
-        limits.append(seconds(stream))
-        start = time.perf_counter()
-
-    for figure, settings in [("greedy", {"temperature": 0}), ("top-k 40", {"top_k": 40, "seed": 0})]:
-        steps.clear()
-        limits.clear()
-        list(model.samples(prompt, 1, length=65, ignore_eot=True, progress=after_each_token, **settings))
-        # The first step reads the prompt.
-        yield f"generate, {figure}, context 32 to 96", "ms/token", 1e3 * median(steps[1:]), 1e3 * median(limits[1:])
+def beside(figure, one, other, times=5):
+    """A row about two ways, which take turns after a first time that doesn't count."""
+    one(), other()
+    both = [(one(), other()) for _ in range(times)]
+    ours, theirs = (1e3 * median(values) for values in zip(*both, strict=True))
+    return figure, "ms/token", {"npgpt2": ours, "beside": theirs}
 
 
-def prefill(_, file):
-    model, rng = load(file), np.random.default_rng(0)
-    tokens = rng.integers(0, model.hparams.n_vocab, 512)
-    shapes = [shape for name, shape in model.weights.shapes.items() if name.endswith("/w")]
-    pairs = {shape: [rng.random(size, np.float32) for size in ((512, shape[0]), shape)] for shape in set(shapes)}
+def no_guesses(action):
+    def without():
+        guess, Lookup.guess = Lookup.guess, lambda self: []
+        try:
+            return action()
+        finally:
+            Lookup.guess = guess
 
-    def products():
-        for shape in shapes:
-            np.dot(*pairs[shape])
-
-    def read():
-        forward(model.weights, model.hparams, [tokens], [Cache(model.hparams)])
-
-    value, limit = take_turns(read, products, 9)
-    yield "prefill of 512", "tokens/s", 512 / value, 512 / limit
+    return without
 
 
-STAGES = {stage.__name__: stage for stage in (convert, cold, decode, generate, prefill)}
+def step_seconds(model, prompt, length, sampler):
+    sequence = Continuation(model.hparams, prompt, random_generator(0, 0))
+    return [seconds(model._advance, [sequence], sampler) for _ in range(length)]
 
 
-# ---- How they are measured
+def growth(_, file):
+    """How much memory 1,000 tokens take beyond the cache."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    model, used = npgpt2.load(file), []
+    sequence = Continuation(model.hparams, [464, 3290, 318], random_generator(0, 0))
+    for step in range(1000):
+        model._advance([sequence], Sampler())
+        if step in (20, 999):
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            used.append(peak - sequence.cache.k.nbytes - sequence.cache.v.nbytes)
+    yield "growth in 1,000 tokens beyond the cache's", "MB", {"npgpt2": (used[1] - used[0]) / 1e6}
+
+
+STAGES = {stage.__name__: stage for stage in (convert, start, two_ways, growth)}
+
+
+# ---- How things are measured
+
+
+def say(what):
+    print(f"benchmark: {what} …", file=sys.stderr, flush=True)
 
 
 def seconds(action, *arguments):
     start = time.perf_counter()
     action(*arguments)
     return time.perf_counter() - start
-
-
-def take_turns(action, limit, times):
-    """Run two actions in turns, once without a clock; returns the median time of each."""
-    limit()
-    action()
-    pairs = [(seconds(action), seconds(limit)) for _ in range(times)]
-    return [median(times) for times in zip(*pairs, strict=True)]
-
-
-def one_more(model, contexts):
-    """An action that reads one more token of each of several sequences, which begin with the lengths `contexts`."""
-    rng = np.random.default_rng(0)
-    caches = [Cache(model.hparams) for _ in contexts]
-    for cache, length in zip(caches, contexts, strict=True):
-        forward(model.weights, model.hparams, [rng.integers(0, model.hparams.n_vocab, length)], [cache])
-    tokens = list(rng.integers(0, model.hparams.n_vocab, (len(contexts), 1)))
-    return lambda: forward(model.weights, model.hparams, tokens, caches)
-
-
-def streaming(model, cached=0):
-    """An action that multiplies a matrix the size of all the model's, and `cached` bytes more, by a vector."""
-    size = sum(prod(shape) for name, shape in model.weights.shapes.items() if name.endswith("/w") or name == "wte")
-    matrix, vector = np.ones(((size + cached // 4) // 768, 768), np.float32), np.ones(768, np.float32)
-    return lambda: np.dot(matrix, vector)
 
 
 def run(*arguments):
@@ -187,7 +336,7 @@ def run(*arguments):
             process.returncode = os.waitstatus_to_exitcode(status)
             peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if process.returncode:
-        sys.exit(f"benchmark: python {arguments[0]} {arguments[1]} failed, see above")
+        sys.exit(f"benchmark: python {' '.join(map(str, arguments[:3]))} failed, see above")
     return time.perf_counter() - start, peak, said
 
 
@@ -198,7 +347,7 @@ def copy_to_disk(source, target):
         os.fsync(written.fileno())
 
 
-# ---- The model and the machine
+# ---- The model, a text, and the machine
 
 
 def make_checkpoint(folder):
@@ -222,6 +371,15 @@ def make_checkpoint(folder):
         saver.save(session, str(folder / "model.ckpt"), write_meta_graph=False)
 
 
+def some_english(folder):
+    """The reference texts that come with Python, for want of another; 0.7 MB, and none of it twice."""
+    from pydoc_data.topics import topics
+
+    path = folder / "text.txt"
+    path.write_text("\n".join(topics.values()), encoding="utf-8")
+    return path
+
+
 def processor():
     if sys.platform == "darwin":
         return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
@@ -236,51 +394,104 @@ def describe_machine():
     try:  # OpenBLAS, which comes with most of NumPy's wheels, says more of itself
         library = ctypes.CDLL(np.linalg._umath_linalg.__file__)
         library.scipy_openblas_get_corename64_.restype = ctypes.c_char_p
-        kernels, threads = library.scipy_openblas_get_corename64_(), library.scipy_openblas_get_num_threads64_()
-        about += f", {kernels.decode()} kernels, {threads} threads"
+        about += f", {library.scipy_openblas_get_corename64_().decode()} kernels"
     except (OSError, AttributeError):
-        about += ", number of threads unknown"
+        pass
     machine = {"processor": f"{processor()}, {os.cpu_count()} cores", "system": f"{sys.platform} {platform.machine()}"}
-    return machine | {"Python": platform.python_version(), "NumPy": np.__version__, "BLAS": about}
+    machine |= {"threads": f"{THREADS} in each engine", "Python": platform.python_version(), "BLAS": about}
+    for package in ("numpy", "torch", "transformers", "ctranslate2", "llama-cpp-python", "tiktoken", "tokenizers"):
+        with suppress(PackageNotFoundError):
+            machine[package] = version(package)
+    missing = {engine: missing_packages(engine) for engine in ENGINES}
+    missing |= {tokenizer: [] if find_spec(tokenizer) else [tokenizer] for tokenizer in TOKENIZERS}
+    left_out = [f"{name} ({', '.join(packages)} not installed)" for name, packages in missing.items() if packages]
+    return machine | {"left out": ", ".join(left_out) or "nothing"}
 
 
 # ---- The program
 
 
+def with_ratios(rows):
+    """Each row with how many times as fast, or as small, as each of the others npgpt2 is."""
+    for figure, unit, values in rows:
+        ours, ratios = values["npgpt2"], {}
+        for name, value in values.items():
+            if name != "npgpt2":
+                ratios[name] = ours / value if unit.endswith("/s") else value / ours
+        yield {"figure": figure, "unit": unit, "values": values, "ratios": ratios}
+
+
+def print_section(title, rows):
+    columns = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
+    print(f"\n{title:<48} {'npgpt2':>8} {'':<8} " + " ".join(f"{name:>17}" for name in columns))
+    for row in rows:
+        cells = [f"{row['values'][c]:.2f} ({row['ratios'][c]:.2f})" if c in row["ratios"] else "" for c in columns]
+        line = f"{row['figure']:<48} {row['values']['npgpt2']:>8.2f} {row['unit']:<8} "
+        print((line + " ".join(f"{cell:>17}" for cell in cells)).rstrip())
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Measure npgpt2 on a model of GPT-2 124M's shapes.")
+    parser = argparse.ArgumentParser(description="Measure npgpt2 on a model of GPT-2 124M's shapes, and other engines.")
     folder = Path(tempfile.gettempdir()) / "npgpt2-benchmark"
-    parser.add_argument("--folder", type=Path, default=folder, help="where the model is kept (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=folder, help="where the models are kept (default: %(default)s)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="for the tokenizers (default: Python's reference)")
+    parser.add_argument("--vocab", type=Path, metavar="DIR", help="likewise (default: the model's vocabulary)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often all is measured (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
     parser.add_argument("--stage", choices=["checkpoint", *STAGES], help="run a stage in this process")
     args = parser.parse_args()
+    folder = args.folder
+    for path in (args.text, args.vocab):
+        if path and not path.exists():
+            parser.error(f"{path}: no such file or folder")
+    if args.rounds < 1:
+        parser.error(f"--rounds is {args.rounds}, where at least 1 is expected")
     if args.stage == "checkpoint":
-        return make_checkpoint(args.folder)
+        return make_checkpoint(folder)
     if args.stage:
-        return print(json.dumps(list(STAGES[args.stage](args.folder, args.folder / "model.npz"))))
+        return print(json.dumps(list(STAGES[args.stage](folder, folder / "model.npz"))))
 
     def in_fresh_process(stage):
-        print(f"benchmark: {stage} …", file=sys.stderr, flush=True)
-        return run(__file__, "--stage", stage, "--folder", args.folder)[2]
+        say(stage)
+        return run(__file__, "--stage", stage, "--folder", folder)[2]
 
-    args.folder.mkdir(parents=True, exist_ok=True)
-    if not any(args.folder.glob("*.index")):
-        if importlib.util.find_spec("tensorflow") is None:
-            sys.exit(f"benchmark: {args.folder} holds no checkpoint; to make one, pip install tensorflow-cpu")
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(THREADS)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.glob("*.index")):
+        if find_spec("tensorflow") is None:
+            sys.exit(f"benchmark: {folder} holds no checkpoint; to make one, pip install tensorflow-cpu")
         in_fresh_process("checkpoint")
-    machine, rows = describe_machine(), []
-    for stage in STAGES:
-        for figure, unit, value, limit in json.loads(in_fresh_process(stage)):
-            ratio = limit and (value / limit if unit.endswith("/s") else limit / value)
-            rows.append({"figure": figure, "value": value, "limit": limit, "unit": unit, "ratio": ratio})
+    engines = [engine for engine in ENGINES if not missing_packages(engine)]
+    conversion = json.loads(in_fresh_process("convert"))
+    write_files(folder, engines)
+    measured = ask_engines(folder, engines, args.rounds)
+    float32, int8 = engine_rows(measured)
+    values = {figure: row["npgpt2"] for figure, _, row in float32}
+    vocabulary, text = args.vocab or folder, args.text or some_english(folder)
+    near, far = values["decode, context 32 to 96"], values["decode, context 1000 to 1020"]
+    sections = {
+        "all in float32": float32,
+        "weights in int8": int8,
+        "whole processes": whole_processes(folder, engines, args.rounds),
+        "npgpt2, step by step": conversion + json.loads(in_fresh_process("start")),
+        "npgpt2, in two ways": [
+            ("decode, context 1000, beside context 32", "ms/token", {"npgpt2": far, "beside": near}),
+            *json.loads(in_fresh_process("two_ways")),
+            *json.loads(in_fresh_process("growth")),
+        ],
+        f"tokenizers, vocabulary of {vocabulary}": tokenizers(vocabulary, text, args.rounds),
+    }
+    sections = {title: list(with_ratios(rows)) for title, rows in sections.items()}
+    machine = describe_machine()
 
-    print("\n".join(f"{name:<9}  {value}" for name, value in machine.items()))
-    print(f"\n{'figure':<44} {'value':>8} {'limit':>8}  {'unit':<8}  ratio")
-    for row in rows:
-        limit, ratio = (f"{row['limit']:.2f}", f"{row['ratio']:.2f}") if row["limit"] else ("", "")
-        print(f"{row['figure']:<44} {row['value']:>8.2f} {limit:>8}  {row['unit']:<8}  {ratio}".rstrip())
+    print("\n".join(f"{name:<16}  {value}" for name, value in machine.items()))
+    print("\nIn brackets: how many times as fast, or as small, npgpt2 is.")
+    for title, rows in sections.items():
+        print_section(title, rows)
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "figures": rows}, indent=2) + "\n", encoding="utf-8")
+        report = {"machine": machine, "sections": sections}
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
