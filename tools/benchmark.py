@@ -307,7 +307,7 @@ def growth(_, file):
         if step in (20, 999):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
             used.append(peak - sequence.cache.k.nbytes - sequence.cache.v.nbytes)
-    yield "growth in 1,000 tokens beyond the cache's", "MB", {"npgpt2": (used[1] - used[0]) / 1e6}
+    yield "growth of peak memory, beyond the cache's", "MB", {"npgpt2": (used[1] - used[0]) / 1e6}
 
 
 STAGES = {stage.__name__: stage for stage in (convert, start, two_ways, growth)}
