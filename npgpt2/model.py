@@ -44,7 +44,8 @@ class Cache:
             raise ValueError(f"{length} positions are more than the model's n_ctx of {n_ctx}")
         if length > capacity:
             capacity = min(n_ctx, max(length, 2 * capacity, SMALLEST_CACHE))
-            self.k, self.v = self._grown(self.k, capacity), self._grown(self.v, capacity)
+            self.k = self._grown(self.k, capacity)  # and the old one is free before the next is made
+            self.v = self._grown(self.v, capacity)
 
     def beginning(self, length: int) -> Cache:
         """A copy of the first `length` positions, with room for more."""

@@ -105,6 +105,18 @@ def test_a_cache_refuses_more_than_n_ctx_positions(model):
         Cache(model.hparams).reserve(193)
 
 
+def test_a_cache_that_grows_holds_only_one_array_twice(allocated_peak):
+    hparams = HParams(n_vocab=5, n_ctx=400, n_embd=64, n_head=2, n_layer=4)
+    size = 4 * 400 * 64 * 4  # of the keys of all positions
+
+    def grow():
+        cache = Cache(hparams)
+        cache.reserve(200)
+        cache.reserve(400)
+
+    assert allocated_peak(grow) < 2 * size + size / 2 + 10_000
+
+
 def test_decoding_reads_only_what_it_needs_of_the_cache(model, allocated_peak):
     """A decoded token allocates no more than its own rows: nothing grows with n_vocab times T, or with the weights."""
     cache = Cache(model.hparams)

@@ -42,8 +42,8 @@ import numpy as np
 from engines import ENGINES, TOKENIZERS, missing_packages
 
 import npgpt2
+from npgpt2.continuation import Continuation
 from npgpt2.lookup import Lookup
-from npgpt2.model import Continuation
 from npgpt2.sampling import Sampler, random_generator
 from npgpt2.tokenizer import BYTE_CHARACTERS, END_OF_TEXT
 from npgpt2.weights import HParams, variable_shapes

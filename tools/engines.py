@@ -34,7 +34,7 @@ PROMPT = [464, 3290, 318]  # "The dog is" in GPT-2's vocabulary
 
 def open_npgpt2(folder, dtype, threads):
     from npgpt2 import load
-    from npgpt2.model import Continuation
+    from npgpt2.continuation import Continuation
     from npgpt2.sampling import Sampler, random_generator
 
     model, sampler = load(folder / ("model-int8.npz" if dtype == "int8" else "model.npz")), Sampler()
