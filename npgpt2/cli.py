@@ -212,7 +212,10 @@ def run_score(args: argparse.Namespace) -> None:
         with ExitStack() as stack:
             file = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
             size = None if name == "-" else os.fstat(file.fileno()).st_size
-            bar = stack.enter_context(tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=None, leave=False))
+            hidden = args.per_token or None  # where tokens are printed, they show how far it is
+            bar = stack.enter_context(
+                tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=hidden, leave=False)
+            )
             score = model.score(read_text_pieces(file, name, bar.update), args.stride, **each)
         show(name, score)
         total += score

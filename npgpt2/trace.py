@@ -1,8 +1,8 @@
 """What happens inside the model: a forward pass that somebody watches.
 
 There is no forward pass here: it is that of `model.py`, which shows whoever asks the attention of every layer and the
-residual stream after it. They are only kept here, and read with the model's own head: the "logit lens", as
-nostalgebraist called it ("interpreting GPT: the logit lens", 2020).
+residual stream after it. They are only kept here, and read with the model's own head: the "logit lens" of
+"interpreting GPT: the logit lens", 2020.
 """
 
 from __future__ import annotations
