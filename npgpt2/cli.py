@@ -217,6 +217,8 @@ def run_score(args: argparse.Namespace) -> None:
                 tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=hidden, leave=False)
             )
             score = model.score(read_text_pieces(file, name, bar.update), args.stride, **each)
+        if not score.tokens:
+            raise ValueError(f"{name}: has nothing to score")
         show(name, score)
         total += score
     if len(args.files) > 1:

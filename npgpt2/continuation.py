@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from npgpt2.weights import HParams
 class Prefix:
     """A beginning that the model has read, for sequences that share it.
 
-    tokens: what was read, at most n_ctx of them · cache: what that left behind · logits: (V,), after the last of them
+    tokens: what there is · cache: what reading it left behind; of more tokens than n_ctx, that of the latter half of a
+    window · logits: (V,), after the last of them
     """
 
     tokens: list[int]
@@ -56,17 +58,17 @@ class Continuation:
             self._begin_with(prefix)
 
     def _begin_with(self, prefix: Prefix) -> None:
-        shared = 0
-        for ours, theirs in zip(self.unread, prefix.tokens, strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        if shared == len(self.unread) == len(prefix.tokens):
-            self.logits = prefix.logits[None]
-        elif shared == len(self.unread):
-            shared -= 1  # only reading the last token once more says what comes after it
+        if prefix.tokens == self.unread:
+            self.logits, shared = prefix.logits[None], prefix.cache.length
+            self.unread = []
+        elif prefix.cache.length == len(prefix.tokens):  # its window holds all of it
+            pairs = zip(self.unread, prefix.tokens, strict=False)
+            shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            shared = min(shared, len(self.unread) - 1)  # only reading the last token says what comes after it
+            del self.unread[:shared]
+        else:
+            return
         self.cache = prefix.cache.beginning(shared)
-        del self.unread[:shared]
 
     def make_room(self) -> None:
         """Where the unread tokens don't fit into the window any more, start a new one with the most recent."""

@@ -241,15 +241,16 @@ class GPT2:
 
         text: if empty, what comes before a text of its own · prefix: what was read of its own beginning. A prompt's
         tokens are compared with the text's, and those that both begin with aren't read again, so that any prefix goes
-        with any prompt and changes nothing but the time. Only the first n_ctx tokens of a text are kept. It takes
-        memory like a cache of as many positions: 74 kB for each in 124M.
+        with any prompt and changes nothing but the time. One of more than n_ctx tokens serves no prompt but itself. It
+        takes memory like a cache of up to twice as many positions: 74 kB for each in 124M.
 
         >>> prefix = model.prefix("A language model plays")
         >>> model.generate("A language model plays one", length=2, prefix=prefix)
         ' small game'
         """
-        tokens = self.prompt_tokens(text)[: self.hparams.n_ctx]
+        tokens = self.prompt_tokens(text)
         beginning = Continuation(self.hparams, tokens, random_generator(0, 0), prefix)
+        beginning.make_room()
         self._read([beginning])
         return Prefix(tokens, beginning.cache, beginning.logits[0])
 

@@ -34,10 +34,11 @@ def count_threads() -> int:
     >>> count_threads() >= 1
     True
     """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        if (text := os.environ.get(name, "")).isdecimal() and int(text) > 0:
-            return int(text)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if (text := os.environ.get(name, "").split(",")[0]).isdecimal() and int(text) > 0:
+            return min(int(text), cores)
+    return cores
 
 
 @lru_cache(maxsize=1)
@@ -76,6 +77,7 @@ class Quantized:
             other.result()
         return y
 
+    @np.errstate(over="ignore", invalid="ignore")  # as in `forward`, whose setting other threads don't have
     def _multiply(self, x: Array, y: Array, start: int, stop: int) -> None:
         n_in = self.values.shape[1]
         step = max(1, min(stop - start, TILE_BYTES // (4 * n_in)))
@@ -116,7 +118,7 @@ def quantize(rows: Array) -> tuple[Int8, Array]:
     for start in range(0, len(rows), step):
         piece = rows[start : start + step]
         scale = np.maximum(piece.max(1), -piece.min(1)) / np.float32(127)
-        scale[scale == 0] = 1  # a row of zeros, or of numbers so small that they are
+        scale[scale < np.finfo(np.float32).tiny] = 1  # a row of zeros, or of numbers so small that they round to them
         scales[start : start + step] = scale
         values[start : start + step] = np.rint(piece / scale[:, None])
     return values, scales

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import exp, log
+from math import exp, inf, log
 
 import numpy as np
 
@@ -67,8 +67,10 @@ class Score:
 
     @property
     def perplexity_per_token(self) -> float:
-        """2 ** (bits / tokens): between how many tokens the model hesitates. Depends on the vocabulary."""
-        return exp(self.bits * log(2) / max(1, self.tokens))
+        """2 ** (bits / tokens): between how many tokens the model hesitates, infinite where too large. Depends on the
+        vocabulary.
+        """
+        return _perplexity(self.bits, self.tokens)
 
     @property
     def perplexity_per_word(self) -> float:
@@ -76,8 +78,12 @@ class Score:
 
         Radford et al. 2019, section 3.1, count the words of a text before it was tokenized in the same way.
         """
-        nats = self.bits * log(2) / max(1, self.words)
-        return exp(nats) if nats < 700 else float("inf")
+        return _perplexity(self.bits, self.words)
+
+
+def _perplexity(bits: float, number: int) -> float:
+    nats = bits * log(2) / max(1, number)
+    return exp(nats) if nats < 700 else inf
 
 
 def surprises(

@@ -145,7 +145,8 @@ class Tokenizer:
         return tokens
 
     def encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
-        """The tokens of a text that comes in pieces, such as a file too large for memory; the same as of the whole.
+        """The tokens of a text that comes in pieces, such as a file too large for memory; the same as of the whole,
+        if no surrogate pair is cut in two.
 
         >>> list(tokenizer.encode_pieces(["A lang", "uage model"]))
         [[32], [514], [352]]

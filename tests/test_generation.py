@@ -212,9 +212,21 @@ def test_prefixes_about_and_past_n_ctx(model, extra):
     tokens = (model.tokenizer.encode("A language model plays one small game. ") * 40)[: model.hparams.n_ctx + extra]
     text = model.tokenizer.decode(tokens)
     prefix = model.prefix(text)
-    assert len(prefix.tokens) == prefix.cache.length == min(len(tokens), model.hparams.n_ctx)
+    assert prefix.tokens == tokens
+    assert prefix.cache.length == (len(tokens) if extra <= 0 else model.hparams.n_ctx // 2)
     settings = {"length": 5, "temperature": 1.0, "seed": 1}
     assert model.generate(text, **settings, prefix=prefix) == model.generate(text, **settings)
+
+
+def test_long_prompts_of_several_samples_are_read_once_from_their_end(model, read):
+    n_ctx = model.hparams.n_ctx
+    prompt = "A language model plays one small game. " * 60
+    whole = model.generate(prompt, length=3, temperature=1.0, seed=1)
+    read.clear()
+    texts = list(model.samples(prompt, 3, length=3, temperature=1.0, seed=1))
+    assert read[0] == [n_ctx // 2]
+    assert max(sum(new) for new in read[1:]) == 1
+    assert texts[0] == whole
 
 
 def test_samples_that_end_early_leave_the_batch(model, monkeypatch):

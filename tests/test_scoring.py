@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def test_figures_are_what_their_names_say():
     assert score.perplexity_per_word == pytest.approx(32)
     twice = score + score
     assert (twice.bits, twice.tokens, twice.bits_per_byte) == (600, 200, 1.5)
-    assert Score(bits=1e6, words=1).perplexity_per_word == math.inf
+    assert Score(bits=1e6, tokens=1, words=1).perplexity_per_word == math.inf
+    assert Score(bits=1e6, tokens=1, words=1).perplexity_per_token == math.inf
 
 
 PIECES = st.lists(st.text(alphabet="ab \n\xe9\u3000\U0001f642'lst1.", max_size=6), max_size=8)
@@ -211,3 +213,14 @@ def test_next_at_temperature_0_is_one_token_and_top_k_cuts_off(run):
     assert len(run("next", "-m", "MODEL", "--top", "600")[1].splitlines()) == 520
     assert failed(run("next", "A", "-m", "MODEL", "--top-p", "0"), 2, "top_p is 0.0")
     assert failed(run("next", "A", "--file", "b", "-m", "MODEL"), 2, "a prompt or --file")
+
+
+def test_next_goes_by_the_end_of_prompts_longer_than_the_window(run, model):
+    for end in ("A language model plays one", "It has no"):
+        prompt = "A language model plays one small game. " * 60 + end
+        shown = run("next", prompt, "-m", "MODEL", "--top", "1")[1]
+        assert json.loads(re.search('".*"', shown)[0]) == model.generate(prompt, length=1)
+
+
+def test_an_empty_text_has_no_score(run):
+    assert failed(run("score", "-", "-m", "MODEL", stdin=b""), 1, "-: has nothing to score")

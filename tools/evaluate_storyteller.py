@@ -1,6 +1,6 @@
 """Measure the bundled model: the figures of its card, npgpt2/models/README.md.
 
-    python tools/evaluate_storyteller.py [CORPUS] [--model MODEL]
+    python tools/evaluate_storyteller.py CORPUS [--model MODEL]
 
 Run it where npgpt2 is installed. CORPUS is the folder that `train_storyteller.py` trained from. It prints
 
@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from npgpt2 import load
 
-CORPUS = Path(__file__).resolve().parent.parent.parent / "shared" / "corpus"
 END = "<|endoftext|>"
 ORDER = 5  # of the n-grams
 SAMPLES, LENGTH, TEMPERATURE, TOP_K, SEED = 200, 200, 0.8, 40, 1
@@ -93,7 +92,7 @@ def runs_of_words(text: str) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the bundled model, storyteller.")
-    parser.add_argument("corpus", nargs="?", type=Path, default=CORPUS, metavar="CORPUS")
+    parser.add_argument("corpus", type=Path, metavar="CORPUS")
     parser.add_argument("--model", default="storyteller", help="another model file that was trained on it")
     args = parser.parse_args()
     model = load(args.model)

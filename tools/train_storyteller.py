@@ -1,6 +1,6 @@
 """Train the bundled model: a small GPT-2 that has read 42 books of stories.
 
-    python tools/train_storyteller.py [CORPUS] [OUTPUT] [--steps N]
+    python tools/train_storyteller.py CORPUS [OUTPUT] [--steps N]
 
 Run it where npgpt2 is installed with the extras `[train]` (PyTorch, tokenizers, safetensors), on a Unix with two cores
 or more and a C++ compiler. CORPUS is a folder with `train.txt.xz` and `val.txt.xz`, documents separated by
@@ -29,7 +29,7 @@ import numpy as np
 import tokenizers
 import torch
 import torch.nn.functional as F
-from evaluate_storyteller import CORPUS, END, read_documents
+from evaluate_storyteller import END, read_documents
 from safetensors.torch import save_file
 from torch import nn
 
@@ -340,7 +340,7 @@ def export(folder, model, encoder, merges):
 
 def main():
     parser = argparse.ArgumentParser(description="Train the bundled model, storyteller.")
-    parser.add_argument("corpus", nargs="?", type=Path, default=CORPUS, metavar="CORPUS")
+    parser.add_argument("corpus", type=Path, metavar="CORPUS")
     parser.add_argument("output", nargs="?", type=Path, default=Path("storyteller"), metavar="OUTPUT")
     parser.add_argument("--steps", type=int, default=5000, help="how many steps to train (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="PyTorch's threads (default: %(default)s)")
