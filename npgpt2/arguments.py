@@ -36,6 +36,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _add_prompt(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=help)
+    parser.add_argument("--file", type=Path, metavar="PATH", help="read the prompt from a file (UTF-8)")
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
@@ -113,8 +118,7 @@ def build_parser() -> Parser:
         "Prints the continuation as it is generated. The prompt is the argument, --file, or standard input where that"
         " is not a terminal (one newline at the end is dropped); without any, a text of its own begins.",
     )
-    generate.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue")
-    generate.add_argument("--file", type=Path, metavar="PATH", help="read the prompt from a file (UTF-8)")
+    _add_prompt(generate, "the text to continue")
     _add_model(generate)
     _add_sampling(generate, 40, 0.0, 1)
     generate.add_argument(
@@ -186,8 +190,7 @@ def build_parser() -> Parser:
     _add_model(score)
 
     next_token = command("next", "show what comes next: the likeliest tokens after a prompt, with their probabilities")
-    next_token.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text; if empty, what begins a text")
-    next_token.add_argument("--file", type=Path, metavar="PATH", help="read the text from a file (UTF-8)")
+    _add_prompt(next_token, "the text; if empty, what begins a text")
     next_token.add_argument("--top", type=at_least(1), default=10, metavar="N", help="how many (default: %(default)s)")
     _add_model(next_token)
     _add_distribution(next_token, 1.0)
@@ -198,8 +201,7 @@ def build_parser() -> Parser:
         "One HTML file, which needs no network: the text as tokens and how each surprised the model, what comes next"
         " under any temperature, top-k and top-p, every head's attention, the logit lens, and all arrays' shapes.",
     )
-    inspect.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text; if empty, what begins a text")
-    inspect.add_argument("--file", type=Path, metavar="PATH", help="read the text from a file (UTF-8)")
+    _add_prompt(inspect, "the text; if empty, what begins a text")
     inspect.add_argument(
         "-o",
         "--output",
@@ -266,7 +268,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             args.parser.error(str(error))
     if args.command == "interactive" and (args.nsamples < 1 or args.nsamples % args.batch_size):
         args.parser.error(f"nsamples {args.nsamples} is not a multiple of batch_size {args.batch_size}, or not above 0")
-    if args.command in ("generate", "next", "inspect") and args.file is not None and args.prompt is not None:
+    if "prompt" in args and args.file is not None and args.prompt is not None:
         args.parser.error("give a prompt or --file, not both")
     if args.command == "generate" and args.output is not None and not args.nsamples:
         args.parser.error("--nsamples 0 goes on until interrupted, so that --output would never be complete")

@@ -14,7 +14,6 @@ from itertools import count
 from math import isfinite
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from npgpt2 import GPT2, Tokenizer, load
@@ -229,9 +228,7 @@ def run_next(args: argparse.Namespace) -> None:
     prompt = read_text(args.prompt, args.file)
     model = load(args.model, args.models_dir)
     logits = model.prefix(prompt).logits
-    tokens, probabilities = Sampler(args.temperature, args.top_k, args.top_p).candidates(logits)
-    order = np.argsort(-probabilities, kind="stable")[: args.top]
-    for token, probability in zip(tokens[order].tolist(), probabilities[order].tolist(), strict=True):
+    for token, probability in Sampler(args.temperature, args.top_k, args.top_p).likeliest(logits, args.top):
         text = json.dumps(model.tokenizer.decode([token]), ensure_ascii=False)
         print(f"{probability:>7.2%} {token:>6}  {text:<20} {'█' * round(40 * probability)}".rstrip())
 

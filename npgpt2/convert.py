@@ -21,8 +21,9 @@ from npgpt2 import weights
 from npgpt2.checkpoint import Checkpoint, find_prefix
 from npgpt2.files import read_bounded
 from npgpt2.huggingface import HuggingFaceModel, read_tokenizer
+from npgpt2.kernels import Array
 from npgpt2.tokenizer import Tokenizer, read_vocabulary
-from npgpt2.weights import Array, HParams
+from npgpt2.weights import HParams
 from npgpt2.writer import write
 
 Bytes = npt.NDArray[np.uint8]

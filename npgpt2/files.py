@@ -94,8 +94,7 @@ def read_text_pieces(file: BinaryIO, source: str, progress: Callable[[int], obje
         try:
             text = decoder.decode(data, final=not more)
         except UnicodeDecodeError as error:
-            at = read - len(error.object) + error.start
-            raise ValueError(f"{source}: not UTF-8 at byte {at} (0x{error.object[error.start]:02x})") from None
+            raise _not_utf8(source, error, begins=read - len(error.object)) from None
         yield text
         progress(len(data))
 
@@ -105,4 +104,9 @@ def decode_utf8(data: bytes, source: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: not UTF-8 at byte {error.start} (0x{data[error.start]:02x})") from None
+        raise _not_utf8(source, error) from None
+
+
+def _not_utf8(source: str, error: UnicodeDecodeError, begins: int = 0) -> ValueError:
+    """begins: the byte of the source at which what couldn't be decoded begins."""
+    return ValueError(f"{source}: not UTF-8 at byte {begins + error.start} (0x{error.object[error.start]:02x})")

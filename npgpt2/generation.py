@@ -249,6 +249,8 @@ class GPT2:
         ' small game'
         """
         tokens = self.prompt_tokens(text)
+        if prefix is not None and prefix.tokens == tokens:
+            return prefix
         beginning = Continuation(self.hparams, tokens, random_generator(0, 0), prefix)
         beginning.make_room()
         self._read([beginning])

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from npgpt2.kernels import Array
+
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-Array = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 
 # Rows of int8 are widened into a float32 buffer of so many bytes, which stays in the cache while it is multiplied by.

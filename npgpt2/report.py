@@ -58,7 +58,7 @@ def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
     letters = {"T": T, "C": trace.residual.shape[2], "H": H, "D": trace.residual.shape[2] // H}
     letters["V"] = trace.logits.shape[1]
     arrays, error = _distributions(trace)
-    arrays |= _lens(trace)
+    arrays |= _lens(trace, L)
     levels, arrays["attention"] = _rounded(trace.attention)
     used = np.unique(np.concatenate([arrays[name].ravel() for name in ("tokens", "likeliest", "lens_tokens")]))
     steps = forward_steps(L, **letters)
@@ -167,9 +167,9 @@ def _entropy(falling: npt.NDArray[np.float64], sizes: npt.NDArray[Any], temperat
     return entropy
 
 
-def _lens(trace: Trace) -> dict[str, npt.NDArray[Any]]:
+def _lens(trace: Trace, L: int) -> dict[str, npt.NDArray[Any]]:
     """What each layer would say, and with which probability: (L, T)."""
-    L, T = trace.residual.shape[:2] if trace.residual is not None else (0, 0)
+    T = len(trace.tokens)
     tokens, probabilities = np.zeros((L, T), np.uint32), np.zeros((L, T), np.float32)
     for layer in range(L):
         for block, said in _blocks(trace.lens(layer)):

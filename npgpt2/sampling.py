@@ -50,8 +50,7 @@ class Sampler:
         >>> tokens.tolist(), probabilities.tolist()
         ([0, 2], [0.5, 0.5])
         """
-        if not np.isfinite(logits).all():
-            raise ValueError("the model computed a logit that is not a number; its weights are too large or broken")
+        check_finite(logits)
         if self.temperature == 0:
             return np.array([np.argmax(logits)], np.int64), np.ones(1)
         tokens = np.arange(logits.size)
@@ -71,6 +70,16 @@ class Sampler:
             tokens, probabilities = tokens[nucleus], probabilities[nucleus] / probabilities[nucleus].sum()
         return tokens, probabilities
 
+    def likeliest(self, logits: Array, most: int) -> list[tuple[int, float]]:
+        """The likeliest of the candidates with their probabilities, from the first on; at most so many.
+
+        >>> Sampler(temperature=1, top_k=2).likeliest(np.float32([0, 1, 1]), most=1)
+        [(1, 0.5)]
+        """
+        tokens, probabilities = self.candidates(logits)
+        order = np.argsort(-probabilities, kind="stable")[:most]
+        return list(zip(tokens[order].tolist(), probabilities[order].tolist(), strict=True))
+
     def choose(self, logits: Array, rng: np.random.Generator) -> int:
         """Draw the next token. logits: (V,). Takes one number from `rng`, or none where there is no choice.
 
@@ -83,6 +92,12 @@ class Sampler:
         bounds = np.cumsum(probabilities)
         drawn = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
         return int(tokens[min(drawn, tokens.size - 1)])
+
+
+def check_finite(logits: Array) -> None:
+    """Raise ValueError where a model's logits, of any shape, are not all finite."""
+    if not np.isfinite(logits).all():
+        raise ValueError("the model computed a logit that is not a number; its weights are too large or broken")
 
 
 def random_generator(seed: int, sample: int) -> np.random.Generator:

@@ -16,7 +16,7 @@ import numpy as np
 
 from npgpt2.kernels import Array
 from npgpt2.model import Cache, forward
-from npgpt2.sampling import Ids
+from npgpt2.sampling import Ids, check_finite
 from npgpt2.weights import HParams
 
 # Positions whose logits are computed together: in 124M, those of a whole window would take 200 MB.
@@ -125,8 +125,7 @@ def surprisal(logits: Array, targets: Sequence[int] | Ids) -> list[float]:
     >>> surprisal(np.float32([[0, 0, -1000, -1000]]), [1])
     [1.0]
     """
-    if not np.isfinite(logits).all():
-        raise ValueError("the model computed a logit that is not a number; its weights are too large or broken")
+    check_finite(logits)
     scores = logits - logits.max(-1, keepdims=True).astype(np.float64)
     bits = np.log2(np.exp(scores).sum(-1)) - scores[np.arange(len(targets)), targets] / log(2)
     return list(bits.tolist())

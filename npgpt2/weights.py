@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2.files import TEXT_FILE_LIMIT, parse_json_object
+from npgpt2.kernels import Array
 from npgpt2.quantize import Int8, Quantized, QuantizedRows, quantize
-
-Array = npt.NDArray[np.float32]
 
 # A cache line, and the widest vector register.
 ALIGNMENT = 64

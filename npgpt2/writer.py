@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2.files import replacing
+from npgpt2.kernels import Array
 from npgpt2.quantize import quantize
-from npgpt2.weights import ALIGNMENT, CHUNK, DTYPES, VOCABULARY_FILES, Array, HParams, by_output, is_quantizable
+from npgpt2.weights import ALIGNMENT, CHUNK, DTYPES, VOCABULARY_FILES, HParams, by_output, is_quantizable
 
 
 def write(

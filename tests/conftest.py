@@ -35,6 +35,17 @@ def model(tiny):
     return npgpt2.load(tiny)
 
 
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without a home folder, who hasn't named a models folder either."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", no_home)
+    monkeypatch.delenv("NPGPT2_MODELS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real vocabularies and texts, which not every checkout has beside it."""

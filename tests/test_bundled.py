@@ -42,12 +42,8 @@ def test_its_name_means_it_whatever_the_folder_holds(storyteller, tiny, tmp_path
     assert installed_models() == {"storyteller": BUNDLED_FILE}
 
 
-def test_it_needs_no_home_folder(storyteller, monkeypatch):
-    def homeless():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr("pathlib.Path.home", homeless)
-    monkeypatch.delenv("NPGPT2_MODELS", raising=False)
+@pytest.mark.usefixtures("homeless")
+def test_it_needs_no_home_folder(storyteller):
     assert npgpt2.load().hparams == storyteller.hparams
 
 

@@ -399,13 +399,9 @@ def test_the_models_folder_can_be_given_with_a_tilde_or_a_variable(tiny, tmp_pat
     assert npgpt2.load("124M").hparams.n_vocab == 520
 
 
+@pytest.mark.usefixtures("homeless")
 def test_a_user_without_a_home_is_told_what_to_do(tmp_path, monkeypatch):
-    def homeless():
-        raise RuntimeError("Could not determine home directory.")
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("NPGPT2_MODELS", raising=False)
-    monkeypatch.setattr("pathlib.Path.home", homeless)
     with pytest.raises(FileNotFoundError, match="--models-dir"):
         npgpt2.load("124M")
 

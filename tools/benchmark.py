@@ -7,7 +7,7 @@ weights are random and written by TensorFlow, which is needed the first time onl
 already, such as OpenAI's 124M, is used as it is. The other engines get the same weights, and have to generate the same
 tokens before anything is timed; those that aren't installed are left out. See `engines.py`.
 
-Every engine runs in a process of its own, on as many threads as there are cores. For each figure they take turns; a
+Every engine runs in a process of its own, on as many threads as npgpt2 uses. For each figure they take turns; a
 round goes through all figures, and the next begins with new processes. Figures are medians, of the steps in a turn and
 then of the rounds. Files come from the system's cache, not from the disk. In brackets: how many times as fast, or as
 small, npgpt2 is. The limits, which take their turns like the engines:
@@ -44,11 +44,12 @@ from engines import ENGINES, TOKENIZERS, missing_packages
 import npgpt2
 from npgpt2.continuation import Continuation
 from npgpt2.lookup import Lookup
+from npgpt2.quantize import count_threads
 from npgpt2.sampling import Sampler, random_generator
 from npgpt2.tokenizer import BYTE_CHARACTERS, END_OF_TEXT
 from npgpt2.weights import HParams, variable_shapes
 
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+THREADS = count_threads()
 ENGINES_PROGRAM = Path(__file__).with_name("engines.py")
 # Threads of some engines keep a core busy for 0.2 s after their work, in case there is more.
 PAUSE = 0.3
