@@ -197,7 +197,9 @@ def run_score(args: argparse.Namespace) -> None:
             if not headed:
                 print(rows("file", "tokens", "bits/byte", "bits/char", "perpl/token", "perpl/word"))
                 headed = True
-            print(rows(name, f"{score.tokens:,}", *(f"{figure:,.4f}" for figure in figures)))
+            # As many digits as every processor's rounding agrees on.
+            shown = (f"{figure:,.{4 if i < 2 else 2}f}" for i, figure in enumerate(figures))
+            print(rows(name, f"{score.tokens:,}", *shown))
 
     def show_token(token: int, bits: float) -> None:
         text = model.tokenizer.decode([token])

@@ -6,58 +6,91 @@ Letters: B sequences, T new positions, S positions in all, C n_embd, H heads, D 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from npgpt2.threads import is_sharing, multiplies_small_matrices, share
+
 Array = npt.NDArray[np.float32]
 
-# BLAS is slow at products of a few rows and a large matrix: a forward pass of 124M took 3 to 4 times as long with two
-# rows as with one. In blocks of the matrix's columns that stay in the cache, row by row, it takes 1.5 times as long;
-# that is the faster way for fewer rows than this.
+# Multiplications that are worth a thread of their own: fewer are over before it has begun.
+THREAD_WORTH = 2**20
+# BLAS is slow at products of a few rows and a large matrix, since it copies the matrix into another layout first. A
+# pass of 8 rows through 124M took twice as long that way as in tiles of its columns, of which each makes a product of
+# at most so many multiplications: those OpenBLAS computes without a copy, where it has kernels for it.
+SMALL_PRODUCT = 10**6
+TILES = (64, 48, 32, 16)
+# Where it hasn't, a tile that stays in the cache is multiplied row by row: the faster way for fewer rows than this.
 FEW_ROWS = 8
-BLOCK_BYTES = 2 * 2**20
-# Rows of a (N, 4C) array that GELU takes at once, so that its six passes over them run in the cache.
-GELU_ROWS = 64
+TILE_BYTES = 2**20
+# Rows that GELU takes at once, so that its six passes over them run in the cache, and that are worth a thread.
+ROWS = 64
 # Queries that attention takes at once: no (H, T, S) array of scores is made, and half of it needn't be computed.
 # A prefill of 512 took 8 % longer with twice as many, and 5 % longer with half.
 QUERY_BLOCK = 64
 
 
-def matmul(x: Array, w: Array) -> Array:
-    """Multiply each row by a matrix.
-
-        y = x w
-
-    x: (N, n_in) · w: (n_in, n_out) → (N, n_out).
-
-    >>> matmul(np.float32([[1, 2]]), np.float32([[1, 0, 1], [0, 1, 1]]))
-    array([[1., 2., 3.]], dtype=float32)
-    """
-    if not 1 < len(x) < FEW_ROWS or type(w) is not np.ndarray:  # a matrix in int8 goes through its tiles by itself
-        return x @ w
-    y = np.empty((len(x), w.shape[1]), np.float32)
-    columns = max(1, BLOCK_BYTES // w[:, :1].nbytes)
-    for start in range(0, w.shape[1], columns):
-        block = slice(start, start + columns)
-        for row, out in zip(x, y, strict=True):
-            np.dot(row, w[:, block], out=out[block])
-    return y
-
-
-def linear(x: Array, w: Array, b: Array) -> Array:
-    """Multiply each row by a matrix and add a bias.
+def linear(x: Array, w: Array, b: Array | None = None) -> Array:
+    """Multiply each row by a matrix, and add a bias.
 
         y = x w + b
 
-    x: (N, n_in) · w: (n_in, n_out) · b: (n_out,) → (N, n_out). `conv1d` in OpenAI's model.py.
+    x: (N, n_in) · w: (n_in, n_out) · b: (n_out,), or None for none → (N, n_out). `conv1d` in OpenAI's model.py.
 
     >>> linear(np.float32([[1, 2]]), np.float32([[1, 0, 1], [0, 1, 1]]), np.float32([0, 0, 10]))
     array([[ 1.,  2., 13.]], dtype=float32)
     """
-    y = matmul(x, w)
-    y += b
+    if type(w) is np.ndarray and not is_sharing():
+        y: Array = x @ w
+        if b is not None:
+            y += b
+        return y
+    n_in, n_out = w.shape
+    y = np.empty((len(x), n_out), np.float32)
+
+    def some(start: int, stop: int) -> None:
+        part = y[:, start:stop]
+        matmul(x, w[:, start:stop], part)
+        if b is not None:
+            part += b[start:stop]
+
+    share(n_out, some, max(TILES[0], THREAD_WORTH // (n_in * max(2, len(x)))), TILES[0])
     return y
+
+
+def matmul(x: Array, w: Array, y: Array) -> None:
+    """Multiply each row by a matrix, on the calling thread.
+
+        y = x w
+
+    x: (N, n_in) · w: (n_in, n_out), in memory column by column if it is to be fast, or a `Quantized` · y: (N, n_out),
+    which is overwritten.
+
+    >>> y = np.empty((1, 3), np.float32)
+    >>> matmul(np.float32([[1, 2]]), np.float32([[1, 0, 1], [0, 1, 1]]), y)
+    >>> y
+    array([[1., 2., 3.]], dtype=float32)
+    """
+    if type(w) is not np.ndarray:
+        cast(Any, w).multiply(x, y)
+        return
+    N, n_in = x.shape
+    done = 0
+    if multiplies_small_matrices():
+        tile = next((tile for tile in TILES if tile * x.size <= SMALL_PRODUCT), None)
+        if N > 1 and tile and w.T.flags.c_contiguous:
+            done = w.shape[1] // tile * tile
+            tiles = w.T[:done].reshape(-1, tile, n_in)  # (n_tiles, tile, n_in) x (n_in, N)
+            y[:, :done] = (tiles @ np.ascontiguousarray(x.T)).reshape(done, N).T
+    elif 1 < N < FEW_ROWS:
+        tile, done = max(1, TILE_BYTES // (4 * n_in)), w.shape[1]
+        for start in range(0, done, tile):
+            for row, out in zip(x, y, strict=True):
+                np.dot(row, w[:, start : start + tile], out=out[start : start + tile])
+    if done < w.shape[1]:
+        np.matmul(x, w[:, done:], out=y[:, done:])
 
 
 def layer_norm(x: Array, gain: Array, bias: Array, eps: float = 1e-5) -> Array:
@@ -72,11 +105,17 @@ def layer_norm(x: Array, gain: Array, bias: Array, eps: float = 1e-5) -> Array:
     """
     # np.mean and np.var say the same, but take longer over one row than all the rest of this.
     C = np.float32(x.shape[-1])
-    y: Array = x - x.sum(axis=-1, keepdims=True) / C
-    var = np.einsum("nc,nc->n", y, y)[:, None] / C
-    y /= np.sqrt(var + np.float32(eps))
-    y *= gain
-    y += bias
+    y = np.empty_like(x)
+
+    def some(start: int, stop: int) -> None:
+        rows = y[start:stop]
+        np.subtract(x[start:stop], x[start:stop].sum(axis=-1, keepdims=True) / C, out=rows)
+        var = np.einsum("nc,nc->n", rows, rows)[:, None] / C
+        rows /= np.sqrt(var + np.float32(eps))
+        rows *= gain
+        rows += bias
+
+    share(len(x), some, ROWS)
     return y
 
 
@@ -90,17 +129,21 @@ def gelu(x: Array) -> Array:
     >>> gelu(np.float32([[-1, 0, 1, 10]])).round(4)
     array([[-0.1588,  0.    ,  0.8412, 10.    ]], dtype=float32)
     """
-    for start in range(0, len(x), GELU_ROWS):
-        rows = x[start : start + GELU_ROWS]
-        inner = rows * rows
-        inner *= np.float32(0.044715)
-        inner += np.float32(1)
-        inner *= rows
-        inner *= np.float32(np.sqrt(2 / np.pi))
-        np.tanh(inner, out=inner)
-        inner += np.float32(1)
-        rows *= np.float32(0.5)
-        rows *= inner
+
+    def some(start: int, stop: int) -> None:
+        for first in range(start, stop, ROWS):
+            rows = x[first : min(first + ROWS, stop)]
+            inner = rows * rows
+            inner *= np.float32(0.044715)
+            inner += np.float32(1)
+            inner *= rows
+            inner *= np.float32(np.sqrt(2 / np.pi))
+            np.tanh(inner, out=inner)
+            inner += np.float32(1)
+            rows *= np.float32(0.5)
+            rows *= inner
+
+    share(len(x), some, ROWS)
     return x
 
 
@@ -139,15 +182,21 @@ def causal_attention(q: Array, k: Array, v: Array, watch: Callable[[Array], obje
     S = k.shape[1]
     y = np.empty((T, H, D), np.float32)
     q = q * np.float32(1 / np.sqrt(D))
-    for start in range(0, T, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, T)
-        seen = S - T + stop
-        scores = q[:, start:stop] @ k[:, :seen].transpose(0, 2, 1)  # (H, block, D) x (H, D, seen) -> (H, block, seen)
-        if stop - start > 1:  # among themselves, they see only those before
-            future = np.triu(np.ones((stop - start, stop - start), bool), k=1)
-            scores[:, :, S - T + start :][:, future] = -np.inf
-        weights = softmax(scores)
-        if watch is not None:
-            watch(weights)
-        np.matmul(weights, v[:, :seen], out=y[start:stop].transpose(1, 0, 2))  # -> (H, block, D)
+    future = np.triu(np.ones((QUERY_BLOCK, QUERY_BLOCK), bool), k=1) if T > 1 else None
+
+    def some(first: int, last: int) -> None:
+        heads = slice(first, last)
+        for start in range(0, T, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, T)
+            seen = S - T + stop
+            scores = q[heads, start:stop] @ k[heads, :seen].transpose(0, 2, 1)  # -> (heads, block, seen)
+            if future is not None:  # among themselves, they see only those before
+                among = scores[:, :, S - T + start :]
+                np.copyto(among, -np.inf, where=future[: stop - start, : stop - start])
+            weights = softmax(scores)
+            if watch is not None:
+                watch(weights)
+            np.matmul(weights, v[heads, :seen], out=y[start:stop, heads].transpose(1, 0, 2))  # -> (heads, block, D)
+
+    share(H, some, H if watch else max(1, THREAD_WORTH // (T * S * D)))
     return y.reshape(T, H * D)

@@ -9,12 +9,14 @@ itself. Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.kernels import Array, causal_attention, gelu, layer_norm, linear, matmul
+from npgpt2.kernels import Array, causal_attention, gelu, layer_norm, linear
+from npgpt2.threads import sharing
 from npgpt2.weights import HParams
 
 Tokens = npt.NDArray[np.intp]
@@ -78,14 +80,15 @@ def attention(
     N, C = x.shape
     qkv = linear(x, weights[f"{at}/c_attn/w"], weights[f"{at}/c_attn/b"])  # (N, C) -> (N, 3C)
     qkv = qkv.reshape(N, 3, n_head, C // n_head).transpose(1, 2, 0, 3)  # -> (3, H, N, D)
-    y = np.empty((N, C), np.float32)
+    gathered = []
     for own, cache in zip(rows, caches, strict=True):
         q, k, v = qkv[:, :, own]  # 3 x (H, T, D)
         start, end = cache.length, cache.length + q.shape[1]  # T -> S
         cache.k[layer, :, start:end] = k
         cache.v[layer, :, start:end] = v
         seen = watch and partial(watch, "attention", layer)
-        y[own] = causal_attention(q, cache.k[layer, :, :end], cache.v[layer, :, :end], seen)
+        gathered.append(causal_attention(q, cache.k[layer, :, :end], cache.v[layer, :, :end], seen))
+    y = np.concatenate(gathered) if len(gathered) > 1 else gathered[0]  # -> (N, C)
     return linear(y, weights[f"{at}/c_proj/w"], weights[f"{at}/c_proj/b"])
 
 
@@ -99,7 +102,15 @@ def mlp(x: Array, weights: Mapping[str, Array], layer: int) -> Array:
 def head(x: Array, weights: Mapping[str, Array]) -> Array:
     """What comes next, by a residual stream: its final layer norm, and how well each token fits. x: (N, C) → (N, V)."""
     x = layer_norm(x, weights["ln_f/g"], weights["ln_f/b"])
-    return matmul(x, weights["wte"].T)
+    return linear(x, weights["wte"].T)
+
+
+def shared_pass(weights: Mapping[str, Array], rows: int) -> AbstractContextManager[None]:
+    """Who shares the work of a pass of so many rows among threads: our kernels, or BLAS for each product by itself.
+
+    The products of one row are over so soon that threads of Python's would come too late, unless they are in int8.
+    """
+    return sharing(rows > 1 or not isinstance(weights["wte"], np.ndarray))
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in logits that the sampler refuses, with a message
@@ -129,17 +140,18 @@ def forward(
     rows = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     positions = np.concatenate([np.arange(c.length, c.length + n) for c, n in zip(caches, lengths, strict=True)])
 
-    x = weights["wte"][np.concatenate(tokens)] + weights["wpe"][positions]  # (N,) -> (N, C)
-    for layer in range(hparams.n_layer):
-        h = layer_norm(x, weights[f"h{layer}/ln_1/g"], weights[f"h{layer}/ln_1/b"])
-        x += attention(h, weights, layer, hparams.n_head, rows, caches, watch)
-        h = layer_norm(x, weights[f"h{layer}/ln_2/g"], weights[f"h{layer}/ln_2/b"])
-        x += mlp(h, weights, layer)
-        if watch is not None:
-            watch("residual", layer, x)
-    for cache, length in zip(caches, lengths, strict=True):
-        cache.length += length
+    with shared_pass(weights, len(positions)):
+        x = weights["wte"][np.concatenate(tokens)] + weights["wpe"][positions]  # (N,) -> (N, C)
+        for layer in range(hparams.n_layer):
+            h = layer_norm(x, weights[f"h{layer}/ln_1/g"], weights[f"h{layer}/ln_1/b"])
+            x += attention(h, weights, layer, hparams.n_head, rows, caches, watch)
+            h = layer_norm(x, weights[f"h{layer}/ln_2/g"], weights[f"h{layer}/ln_2/b"])
+            x += mlp(h, weights, layer)
+            if watch is not None:
+                watch("residual", layer, x)
+        for cache, length in zip(caches, lengths, strict=True):
+            cache.length += length
 
-    if not all_positions:
-        x = x[ends - 1]  # (N, C) -> (B, C)
-    return head(x, weights)  # -> (B, V) or (N, V)
+        if not all_positions:
+            x = x[ends - 1]  # (N, C) -> (B, C)
+        return head(x, weights)  # -> (B, V) or (N, V)

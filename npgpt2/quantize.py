@@ -7,88 +7,46 @@ Activations stay float32. Dettmers et al. 2022, "LLM.int8()", section 2, calls t
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
-from itertools import pairwise
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.kernels import Array
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+from npgpt2.kernels import Array, matmul
 
 Int8 = npt.NDArray[np.int8]
 
-# Rows of int8 are widened into a float32 buffer of so many bytes, which stays in the cache while it is multiplied by.
-TILE_BYTES = 3 * 2**19
+# Rows of int8 are widened into a float32 buffer of so many bytes, which stays in the third cache while it is multiplied
+# by. One for the second cache would take more steps, between which threads wait for Python's lock.
+TILE_BYTES = 3 * 2**20
 # Numbers that are quantized at once, to keep memory small.
 CHUNK = 2**20
 
 
-@lru_cache(maxsize=1)
-def count_threads() -> int:
-    """How many threads to use: as many as BLAS does, which $OPENBLAS_NUM_THREADS or $OMP_NUM_THREADS can limit.
-
-    >>> count_threads() >= 1
-    True
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        if (text := os.environ.get(name, "").split(",")[0]).isdecimal() and int(text) > 0:
-            return min(int(text), cores)
-    return cores
-
-
-@lru_cache(maxsize=1)
-def _helpers(process: int) -> ThreadPoolExecutor:
-    """Threads that compute beside the calling one. After a fork they are gone, so that each process has its own."""
-    from concurrent.futures import ThreadPoolExecutor  # which takes 18 ms that float32 needn't spend
-
-    return ThreadPoolExecutor(max(1, count_threads() - 1), "npgpt2")
-
-
 class Quantized:
-    """A matrix whose columns are outputs, in int8; `x @ matrix` multiplies by it. See `quantize`.
+    """A matrix whose columns are outputs, in int8. See `quantize`.
 
     values: (n_out, n_in) int8 · scales: (n_out,) float32. It stands for the (n_in, n_out) float32 matrix
     `(values * scales[:, None]).T`, and does of an array's ways what the model needs.
     """
 
-    __array_ufunc__ = None  # so that NumPy leaves `x @ matrix` to this class
-
     def __init__(self, values: Int8, scales: Array) -> None:
         self.values, self.scales = values, scales
         self.shape = values.shape[::-1]
 
-    def __rmatmul__(self, x: Array) -> Array:
-        n_out = len(self.values)
-        y = np.empty((len(x), n_out), np.float32)
-        # BLAS multiplies a single row on one thread, so that it takes several of ours; more rows it shares among its
-        # own. NumPy lets go of Python's lock while it widens and multiplies.
-        parts = min(count_threads(), n_out) if len(x) == 1 else 1
-        bounds = [n_out * part // parts for part in range(parts + 1)]
-        others = [
-            _helpers(os.getpid()).submit(self._multiply, x, y, start, stop) for start, stop in pairwise(bounds[1:])
-        ]
-        self._multiply(x, y, 0, bounds[1])
-        for other in others:
-            other.result()
-        return y
+    def __getitem__(self, columns: tuple[slice, slice]) -> Quantized:
+        """Some of the columns, as `matrix[:, start:stop]`."""
+        return Quantized(self.values[columns[1]], self.scales[columns[1]])
 
-    @np.errstate(over="ignore", invalid="ignore")  # as in `forward`, whose setting other threads don't have
-    def _multiply(self, x: Array, y: Array, start: int, stop: int) -> None:
-        n_in = self.values.shape[1]
-        step = max(1, min(stop - start, TILE_BYTES // (4 * n_in)))
-        tile = np.empty((step, n_in), np.float32)
-        for first in range(start, stop, step):
-            last = min(first + step, stop)
-            wide = tile[: last - first]
-            wide[...] = self.values[first:last]
-            np.matmul(x, wide.T, out=y[:, first:last])
-        y[:, start:stop] *= self.scales[start:stop]
+    def multiply(self, x: Array, y: Array) -> None:
+        """y[:] = x @ matrix; x: (N, n_in), y: (N, n_out)."""
+        n_out, n_in = self.values.shape
+        step = max(1, TILE_BYTES // (4 * n_in))
+        tile = np.empty((min(step, n_out), n_in), np.float32)
+        for start in range(0, n_out, step):
+            part = slice(start, min(start + step, n_out))
+            wide = tile[: part.stop - start]
+            wide[...] = self.values[part]
+            matmul(x, wide.T, y[:, part])
+        y *= self.scales
 
 
 class QuantizedRows:

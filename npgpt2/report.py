@@ -89,7 +89,7 @@ def forward_steps(L: int, T: int, C: int, H: int, D: int, V: int) -> list[list[t
     Each step is what it is called, the function that computes it, and the shapes it turns into which.
 
     >>> forward_steps(L=2, T=3, C=48, H=4, D=12, V=520)[2]
-    [('ln_f', 'layer_norm', '(3, 48) → (3, 48)'), ('logits: times wteᵀ', 'matmul', '(3, 48) → (3, 520)')]
+    [('ln_f', 'layer_norm', '(3, 48) → (3, 48)'), ('logits: times wteᵀ', 'linear', '(3, 48) → (3, 520)')]
     """
     return [
         [("embedding: wte[tokens] + wpe[positions]", "forward", f"({T},) → ({T}, {C})")],
@@ -106,7 +106,7 @@ def forward_steps(L: int, T: int, C: int, H: int, D: int, V: int) -> list[list[t
         ],
         [
             ("ln_f", "layer_norm", f"({T}, {C}) → ({T}, {C})"),
-            ("logits: times wteᵀ", "matmul", f"({T}, {C}) → ({T}, {V})"),
+            ("logits: times wteᵀ", "linear", f"({T}, {C}) → ({T}, {V})"),
         ],
     ]
 

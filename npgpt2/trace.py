@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from npgpt2.kernels import Array
-from npgpt2.model import Cache, Tokens, forward, head
+from npgpt2.model import Cache, Tokens, forward, head, shared_pass
 from npgpt2.weights import HParams
 
 
@@ -51,7 +51,8 @@ class Trace:
         """
         if self.residual is None:
             raise ValueError("the trace has no residual stream to look at; ask for it: trace(tokens, residual=True)")
-        return head(self.residual[layer], self.weights)
+        with shared_pass(self.weights, len(self.residual[layer])):  # as in the pass itself, to the last bit
+            return head(self.residual[layer], self.weights)
 
 
 def trace(

@@ -4,7 +4,7 @@ import naive
 import numpy as np
 import pytest
 
-from npgpt2 import kernels
+from npgpt2 import kernels, threads
 
 
 def random(*shape, seed=0, scale=1.0):
@@ -16,19 +16,46 @@ def close(actual, expected, tolerance=1e-5):
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.fixture(params=[False, True], ids=["copies", "small"])
+def small_products(request, monkeypatch):
+    """Whether BLAS multiplies small matrices where they lie; what is computed doesn't depend on it."""
+    monkeypatch.setattr(kernels, "multiplies_small_matrices", lambda: request.param)
+
+
+@pytest.mark.usefixtures("small_products")
 @pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("n_out", [1, 15, 16, 64, 200])
 @pytest.mark.parametrize("rows", range(1, kernels.FEW_ROWS + 2))
-def test_matmul_in_any_number_of_blocks(rows, order, monkeypatch):
-    x, w = random(rows, 5), np.asarray(random(5, 33, seed=1), order=order)
-    for block_bytes in (1, 20, 200, 2**20):
-        monkeypatch.setattr(kernels, "BLOCK_BYTES", block_bytes)
-        close(kernels.matmul(x, w), naive.linear(x, w, np.zeros(33)))
+def test_matmul_in_tiles_of_any_size(rows, n_out, order, monkeypatch):
+    x, w = random(rows, 5), np.asarray(random(5, n_out, seed=1), order=order)
+    expected = naive.linear(x, w, np.zeros(n_out))
+    for tile_bytes, small_product in ((1, 10**6), (100, 16 * rows * 5), (2**20, 48 * rows * 5 + 1), (2**20, 1)):
+        monkeypatch.setattr(kernels, "TILE_BYTES", tile_bytes)
+        monkeypatch.setattr(kernels, "SMALL_PRODUCT", small_product)
+        y = np.full((rows, n_out), np.nan, np.float32)
+        kernels.matmul(x, w, y)
+        close(y, expected)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7])
-def test_linear(rows):
-    x, w, b = random(rows, 5), random(5, 6, seed=1), random(6, seed=2)
-    close(kernels.linear(x, w, b), naive.linear(x, w, b))
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 7, 40, 200])
+def test_linear_in_any_number_of_parts(rows, count, order, monkeypatch):
+    monkeypatch.setattr(threads, "count_threads", lambda: count)
+    monkeypatch.setattr(kernels, "THREAD_WORTH", 1)
+    x, w, b = random(rows, 5), np.asarray(random(5, 333, seed=1), order=order), random(333, seed=2)
+    for expected, bias in ((naive.linear(x, w, b), b), (naive.linear(x, w, 0 * b), None)):
+        close(kernels.linear(x, w, bias), expected)
+        with threads.sharing():
+            close(kernels.linear(x, w, bias), expected)
+
+
+@pytest.mark.parametrize("rows", range(2, 20))
+def test_linear_makes_no_copy_of_a_matrix(rows, allocated_peak):
+    """What a few rows of a large matrix rest on: the matrix is read where it lies, and only the result is new."""
+    x, w = random(rows, 300), np.asfortranarray(random(300, 4000))
+    with threads.sharing():
+        assert allocated_peak(lambda: kernels.linear(x, w)) < 2.2 * 4 * rows * (4000 + 300) + 20_000 < w.nbytes / 2
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -42,7 +69,7 @@ def test_layer_norm_of_a_constant_row_is_the_bias():
     close(kernels.layer_norm(np.full((1, 8), 3, np.float32), random(8, seed=1), bias), bias[None])
 
 
-@pytest.mark.parametrize("rows", [1, kernels.GELU_ROWS, kernels.GELU_ROWS + 1, 3 * kernels.GELU_ROWS])
+@pytest.mark.parametrize("rows", [1, kernels.ROWS, kernels.ROWS + 1, 3 * kernels.ROWS])
 def test_gelu(rows):
     x = random(rows, 9, scale=4)
     close(kernels.gelu(x.copy()), naive.gelu(x.astype(np.float64)))

@@ -1,9 +1,6 @@
 """int8: how matrices are rounded, products with them, and files of them."""
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 
 import naive
@@ -12,16 +9,12 @@ import pytest
 from writers import SMALL, VOCABULARY, random_arrays
 
 import npgpt2
+from npgpt2 import kernels, threads, writer
 from npgpt2 import quantize as module
-from npgpt2 import writer
 from npgpt2.convert import convert
+from npgpt2.kernels import linear
 from npgpt2.quantize import Quantized, QuantizedRows, quantize
 from npgpt2.weights import Weights
-
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request, monkeypatch):
-    monkeypatch.setattr(module, "count_threads", lambda: request.param)
 
 
 def random_matrix(n_out, n_in, seed=0):
@@ -57,14 +50,18 @@ def test_large_matrices_are_rounded_as_small_ones(monkeypatch):
 # ---- Products
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 100])
 @pytest.mark.parametrize(("n_out", "n_in"), [(1, 5), (2, 3), (333, 64), (1000, 768)])
-def test_products_are_those_of_the_dequantized_matrix(n, n_out, n_in):
+def test_products_are_those_of_the_dequantized_matrix(n, n_out, n_in, count, monkeypatch):
+    monkeypatch.setattr(threads, "count_threads", lambda: count)
+    monkeypatch.setattr(kernels, "THREAD_WORTH", 1)
+    monkeypatch.setattr(module, "TILE_BYTES", 2**20)
     values, scales = quantize(random_matrix(n_out, n_in))
     x = random_matrix(n, n_in, seed=1) * 10
     expected = x.astype(np.float64) @ (values * scales.astype(np.float64)[:, None]).T
-    product = x @ Quantized(values, scales)
+    with threads.sharing():
+        product = linear(x, Quantized(values, scales))
     assert (product.shape, product.dtype) == ((n, n_out), np.float32)
     np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-4)
 
@@ -78,42 +75,14 @@ def test_rows_can_be_looked_up():
     assert (rows.shape, rows.T.shape) == ((9, 4), (4, 9))
 
 
-def test_no_float_copy_of_a_matrix_is_made(allocated_peak):
+def test_no_float_copy_of_a_matrix_is_made(allocated_peak, monkeypatch):
+    monkeypatch.setattr(module, "TILE_BYTES", 2**20)
     matrix = Quantized(*quantize(random_matrix(20_000, 256)))
     for n in (1, 5):
         x = random_matrix(n, 256)
-        allowed = max(module.count_threads(), 1) * module.TILE_BYTES + 4 * n * 20_000 + 100_000
-        assert allocated_peak(lambda x=x: x @ matrix) < allowed < 4 * 20_000 * 256
-
-
-@pytest.mark.parametrize(
-    ("openblas", "omp", "expected"),
-    [("1", "2", 1), ("", "1,2", 1), (None, "1", 1), ("0", "x", None), (None, None, None), ("999", "1", None)],
-)
-def test_the_number_of_threads_is_that_of_blas(openblas, omp, expected, monkeypatch):
-    for name, value in (("OPENBLAS_NUM_THREADS", openblas), ("OMP_NUM_THREADS", omp)):
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert module.count_threads.__wrapped__() == (expected or available)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_fork_computes_with_threads_of_its_own():
-    program = """if True:
-        import os, sys
-        os.environ["OPENBLAS_NUM_THREADS"] = "3"
-        import numpy as np
-        from npgpt2.quantize import Quantized, quantize
-        matrix, x = Quantized(*quantize(np.ones((50, 4), "f"))), np.ones((1, 4), "f")
-        assert np.allclose(x @ matrix, 4)
-        child = os.fork()
-        if not child:
-            os._exit(7 if np.allclose(x @ matrix, 4) else 8)
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    """
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=60).returncode == 7
+        allowed = threads.count_threads() * module.TILE_BYTES + 3 * 4 * n * 20_000 + 100_000
+        with threads.sharing():
+            assert allocated_peak(lambda x=x: linear(x, matrix)) < allowed < 4 * 20_000 * 256
 
 
 # ---- Models

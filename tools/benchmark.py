@@ -44,8 +44,8 @@ from engines import ENGINES, TOKENIZERS, missing_packages
 import npgpt2
 from npgpt2.continuation import Continuation
 from npgpt2.lookup import Lookup
-from npgpt2.quantize import count_threads
 from npgpt2.sampling import Sampler, random_generator
+from npgpt2.threads import count_threads
 from npgpt2.tokenizer import BYTE_CHARACTERS, END_OF_TEXT
 from npgpt2.weights import HParams, variable_shapes
 

@@ -1,0 +1,175 @@
+"""Threads: how many there are, and how kernels share their work among them.
+
+NumPy hands products of matrices to a library, BLAS, which divides each among threads of its own. For a pass of a single
+row that is best, since each product is over before threads of Python's would have met. A pass of several is divided
+here, while BLAS keeps to one thread in each part: what is done between the products is then divided as well. NumPy lets
+go of Python's lock while it computes, so that this is worth it.
+
+It takes OpenBLAS, which NumPy's own builds for Linux contain, and whose number of threads can be changed. With another
+BLAS, the products are all that is divided, by itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
+from queue import SimpleQueue
+from threading import Lock, Thread, local
+from typing import TypeAlias
+
+import numpy as np
+
+Work = Callable[[int, int], object]
+Tasks: TypeAlias = "SimpleQueue[tuple[Work, int, int, SimpleQueue[BaseException | None]]]"
+
+# One pass at a time has the threads; another, of a thread of the program's own, does its parts one by one.
+_threads_taken = Lock()
+# How many passes there are at the moment; the first limits BLAS, and the last gives it back the threads it had.
+_passes, _blas_threads, _counting = 0, 1, Lock()
+
+
+class _Mode(local):
+    """What `sharing` has set for the thread that asks: whether work is cut into parts, and whether others do some."""
+
+    cuts = has_threads = False
+
+
+_mode = _Mode()
+
+
+class OpenBLAS:
+    """The OpenBLAS that NumPy computes with; AttributeError or OSError where it is another library, or isn't found.
+
+    threads: how many it used when it was found · kernels: the processors that its kernels are made for
+    """
+
+    def __init__(self) -> None:
+        # A module of NumPy's that is linked with it, so that its functions are found there too. What they are called
+        # depends on who built it: NumPy 2, NumPy 1.26, or a Linux distribution.
+        library = ctypes.CDLL(np.linalg._umath_linalg.__file__)
+        names = ("scipy_openblas_{}64_", "openblas_{}64_", "openblas_{}")
+        name = next((name for name in names if hasattr(library, name.format("get_num_threads"))), names[0])
+        self.get_threads: Callable[[], int] = getattr(library, name.format("get_num_threads"))
+        self.set_threads: Callable[[int], object] = getattr(library, name.format("set_num_threads"))
+        if getattr(library, name.format("get_parallel"))() == 2:
+            raise OSError("with OpenMP, each thread has its own number")
+        corename = getattr(library, name.format("get_corename"))
+        corename.restype = ctypes.c_char_p
+        self.threads, self.kernels = self.get_threads(), corename().decode()
+
+
+@cache
+def openblas() -> OpenBLAS | None:
+    try:
+        return OpenBLAS()
+    except (AttributeError, OSError):  # nothing is lost but speed
+        return None
+
+
+def count_threads() -> int:
+    """How many threads work is divided among: as many as OpenBLAS uses, which is as many as there are cores, or as
+    $OPENBLAS_NUM_THREADS or $OMP_NUM_THREADS said when the program began; with another BLAS, one.
+
+    >>> count_threads() >= 1
+    True
+    """
+    blas = openblas()
+    return blas.threads if blas else 1
+
+
+@cache
+def multiplies_small_matrices() -> bool:
+    """Whether BLAS multiplies small matrices where they lie, as OpenBLAS does with AVX-512, or copies them first."""
+    blas = openblas()
+    return blas is not None and blas.kernels in ("SkylakeX", "Cooperlake", "SapphireRapids")
+
+
+@contextmanager
+def sharing(wanted: bool = True) -> Iterator[None]:
+    """Meanwhile, kernels that this thread calls share their work among all threads, and BLAS keeps to one."""
+    blas = openblas()
+    if not wanted or blas is None or _mode.cuts:
+        yield
+        return
+    _limit_blas(blas, +1)
+    _mode.cuts, _mode.has_threads = True, _threads_taken.acquire(blocking=False)
+    try:
+        yield
+    finally:
+        if _mode.has_threads:
+            _threads_taken.release()
+        _mode.cuts = _mode.has_threads = False
+        _limit_blas(blas, -1)
+
+
+def _limit_blas(blas: OpenBLAS, change: int) -> None:
+    global _passes, _blas_threads
+    with _counting:
+        if not _passes:
+            _blas_threads = blas.get_threads()
+        _passes += change
+        blas.set_threads(1 if _passes else _blas_threads)
+
+
+def is_sharing() -> bool:
+    return _mode.cuts
+
+
+def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
+    """Call work(start, stop) for the parts of range(n), at once where `sharing` says so; what it raises is raised.
+
+    least: fewer aren't worth a thread · step: parts begin at multiples of this. The parts don't depend on what else is
+    going on, so that results don't either, to the last bit.
+
+    >>> squares = [0] * 4
+    >>> def work(start, stop):
+    ...     squares[start:stop] = [i * i for i in range(start, stop)]
+    >>> with sharing():
+    ...     share(4, work)
+    >>> squares
+    [0, 1, 4, 9]
+    """
+    count = min(count_threads(), n // max(1, least)) if _mode.cuts else 1
+    if count <= 1:
+        work(0, n)
+        return
+    first, *others = pairwise([*(n * part // count // step * step for part in range(count)), n])
+    if not _mode.has_threads:
+        for start, stop in (first, *others):
+            work(start, stop)
+        return
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+    for tasks, (start, stop) in zip(_workers(os.getpid(), count_threads() - 1), others, strict=False):
+        tasks.put((work, start, stop, done))
+    try:
+        work(*first)
+    finally:
+        errors = [done.get() for _ in others]
+    for error in filter(None, errors):
+        raise error
+
+
+@cache
+def _workers(process: int, number: int) -> list[Tasks]:
+    """The threads that work beside the calling one, by their queues. A fork doesn't copy them: each process has its
+    own."""
+    queues: list[Tasks] = [SimpleQueue() for _ in range(number)]
+    for tasks in queues:
+        Thread(target=_serve, args=(tasks,), name="npgpt2", daemon=True).start()
+    return queues
+
+
+def _serve(tasks: Tasks) -> None:
+    while True:
+        work, start, stop, done = tasks.get()
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # as `forward` has it, for its own thread
+                work(start, stop)
+            done.put(None)
+        except BaseException as error:
+            done.put(error)
+        del work, done  # and with them the arrays

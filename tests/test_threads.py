@@ -1,0 +1,201 @@
+"""How work is shared among threads: every part is done, once, and nothing of it shows from outside."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from threading import Event, Thread, current_thread
+
+import numpy as np
+import pytest
+
+from npgpt2 import kernels, threads
+
+needs_openblas = pytest.mark.skipif(threads.openblas() is None, reason="NumPy doesn't compute with OpenBLAS here")
+
+
+@pytest.fixture(params=[1, 2, 3, 5])
+def count(request, monkeypatch):
+    monkeypatch.setattr(threads, "count_threads", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("step", [1, 7, 64])
+@pytest.mark.parametrize("least", [1, 64, 1000])
+@pytest.mark.parametrize("n", [0, 1, 2, 63, 64, 1000])
+@needs_openblas
+def test_parts_make_up_the_whole(n, least, step, count):
+    parts = []
+    with threads.sharing():
+        threads.share(n, lambda start, stop: parts.append((start, stop, current_thread())), least, step)
+    done = sorted((start, stop) for start, stop, _ in parts)
+    assert done[0][0] == 0
+    assert done[-1][1] == n
+    assert all(before[1] == after[0] and after[0] % step == 0 for before, after in pairwise(done))
+    assert len(done) == max(1, min(count, n // least)) == len({thread for *_, thread in parts})
+
+
+def test_outside_of_sharing_all_is_one_part(count):
+    parts = []
+    threads.share(1000, lambda *part: parts.append((*part, current_thread())))
+    assert parts == [(0, 1000, current_thread())]
+
+
+@needs_openblas
+def test_blas_keeps_to_one_thread_meanwhile():
+    blas = threads.openblas()
+    before = blas.get_threads()
+    with threads.sharing():
+        assert blas.get_threads() == 1
+        with threads.sharing():
+            assert blas.get_threads() == 1
+        assert blas.get_threads() == 1
+    assert blas.get_threads() == before
+
+
+@needs_openblas
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_errors_are_raised_once_all_parts_have_ended(error, failing, monkeypatch):
+    monkeypatch.setattr(threads, "count_threads", lambda: 2)
+    before, ended = threads.openblas().get_threads(), []
+
+    def work(start, stop):
+        if start == failing:
+            raise error
+        ended.append(start)
+
+    with pytest.raises(error), threads.sharing():
+        threads.share(2, work)
+    assert ended == [1 - failing]
+    assert threads.openblas().get_threads() == before
+    assert not threads.is_sharing()
+    parts = []
+    with threads.sharing():  # and the threads are there for the next
+        threads.share(2, lambda *part: parts.append(part))
+    assert sorted(parts) == [(0, 1), (1, 2)]
+
+
+@needs_openblas
+def test_a_second_pass_meanwhile_does_the_same_parts_by_itself(count):
+    entered, leave = Event(), Event()
+
+    def hold():
+        with threads.sharing():
+            entered.set()
+            leave.wait(60)
+
+    holder = Thread(target=hold)
+    holder.start()
+    entered.wait(60)
+    alone, together = [], []
+    try:
+        with threads.sharing():
+            threads.share(1000, lambda *part: alone.append((*part, current_thread())), step=3)
+    finally:
+        leave.set()
+        holder.join()
+    with threads.sharing():
+        threads.share(1000, lambda *part: together.append(part), step=3)
+    assert {thread for *_, thread in alone} == {current_thread()}
+    assert sorted((start, stop) for start, stop, _ in alone) == sorted(together)
+
+
+@pytest.fixture
+def divided(monkeypatch):
+    """The small model's kernels in as many parts as a large model's."""
+    monkeypatch.setattr(kernels, "THREAD_WORTH", 1)
+    monkeypatch.setattr(kernels, "TILES", (16,))
+    monkeypatch.setattr(kernels, "ROWS", 2)
+
+
+@pytest.mark.usefixtures("divided")
+def test_programs_with_threads_of_their_own_get_the_same_logits(model):
+    prompts = [np.random.default_rng(i).integers(520, size=40 + i) for i in range(8)]
+    expected = [model.logits(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for ours, theirs in zip(pool.map(model.logits, prompts), expected, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.usefixtures("divided")
+def test_logits_are_the_same_with_any_number_of_threads(model, count, monkeypatch):
+    prompt = np.random.default_rng(0).integers(520, size=100)
+    logits = model.logits(prompt)
+    monkeypatch.setattr(threads, "count_threads", lambda: 1)
+    np.testing.assert_allclose(logits, model.logits(prompt), rtol=1e-5, atol=1e-5)
+
+
+def test_another_blas_computes_the_same(model, monkeypatch):
+    prompt = np.random.default_rng(0).integers(520, size=100)
+    logits = model.logits(prompt)
+    monkeypatch.setattr(threads, "openblas", lambda: None)
+    assert threads.count_threads() == 1
+    np.testing.assert_allclose(logits, model.logits(prompt), rtol=1e-5, atol=1e-5)
+
+
+def test_a_library_that_is_no_openblas_is_left_alone(monkeypatch):
+    class Other:
+        def __getattr__(self, name):
+            raise AttributeError(name)
+
+    for library in (lambda path: Other(), lambda path: (_ for _ in ()).throw(OSError("can't be opened"))):
+        monkeypatch.setattr(threads.ctypes, "CDLL", library)
+        assert threads.openblas.__wrapped__() is None
+
+
+@pytest.fixture
+def shared_out(monkeypatch):
+    """How many pieces of work each pass gave to `share`, and how many passes had it divided."""
+    calls, share = [], threads.share
+
+    def counting(*args):
+        calls.append(threads.is_sharing())
+        return share(*args)
+
+    monkeypatch.setattr(kernels, "share", counting)
+    return calls
+
+
+@needs_openblas
+def test_a_pass_of_several_rows_shares_each_kernel_once(model, shared_out):
+    model.logits([1, 2, 3])
+    # In each layer, two layer norms, four products, attention and GELU; then the last layer norm and product.
+    assert shared_out == [True] * (8 * model.hparams.n_layer + 2)
+
+
+def test_a_pass_of_one_row_leaves_its_products_to_blas(model, shared_out):
+    model.logits([1])
+    assert shared_out == [False] * (4 * model.hparams.n_layer + 1)
+
+
+@needs_openblas
+@pytest.mark.parametrize(("variable", "value"), [("OPENBLAS_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1")])
+def test_the_number_of_threads_is_that_of_blas(variable, value):
+    environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
+    program = [sys.executable, "-c", "from npgpt2.threads import count_threads; print(count_threads())"]
+    assert subprocess.check_output(program, env=environment | {variable: value}, text=True) == f"{value}\n"
+    assert int(subprocess.check_output(program, env=environment)) <= os.cpu_count()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@needs_openblas
+def test_a_fork_has_threads_of_its_own():
+    program = """if True:
+        import os, sys
+        from npgpt2 import threads
+        threads.count_threads = lambda: 3
+        def parts():
+            done = []
+            with threads.sharing():
+                threads.share(30, lambda start, stop: done.append(stop - start))
+            return done
+        assert parts() == [10, 10, 10]
+        child = os.fork()
+        if not child:
+            os._exit(7 if parts() == [10, 10, 10] else 8)
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=60).returncode == 7
