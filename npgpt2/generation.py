@@ -242,7 +242,7 @@ class GPT2:
         text: if empty, what comes before a text of its own · prefix: what was read of its own beginning. A prompt's
         tokens are compared with the text's, and those that both begin with aren't read again, so that any prefix goes
         with any prompt and changes nothing but the time. One of more than n_ctx tokens serves no prompt but itself. It
-        takes memory like a cache of up to twice as many positions: 74 kB for each in 124M.
+        takes a cache's memory: 74 kB for each token in 124M.
 
         >>> prefix = model.prefix("A language model plays")
         >>> model.generate("A language model plays one", length=2, prefix=prefix)

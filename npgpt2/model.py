@@ -8,9 +8,11 @@ itself. Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -23,44 +25,39 @@ Tokens = npt.NDArray[np.intp]
 # Who looks on: called with what there is to see ("attention" or "residual"), the layer, and the array.
 Watch = Callable[[str, int, Array], object]
 
-# Positions that a new cache has room for, at the least.
-SMALLEST_CACHE = 64
-
 
 class Cache:
     """What one sequence's positions so far have left behind for those to come: their keys and values in each layer.
 
-    k, v: (n_layer, H, capacity, D) float32, of which the first `length` positions are filled. The capacity doubles as
-    needed up to n_ctx; a position of 124M takes 74 kB.
+    k, v: (n_layer, H, n_ctx, D) float32, of which the first `length` positions are filled. The system gives memory for
+    the others once they are; a position of 124M takes 74 kB.
     """
 
     def __init__(self, hparams: HParams) -> None:
         self._hparams = hparams
         self.length = 0
-        self.k = self.v = np.empty((hparams.n_layer, hparams.n_head, 0, hparams.n_embd // hparams.n_head), np.float32)
+        shape = (hparams.n_layer, hparams.n_head, hparams.n_ctx, hparams.n_embd // hparams.n_head)
+        self.k, self.v = _memory_for(shape), _memory_for(shape)
 
-    def reserve(self, length: int) -> None:
-        """Make room for `length` positions in all; more than n_ctx raise ValueError."""
-        n_ctx, capacity = self._hparams.n_ctx, self.k.shape[2]
-        if length > n_ctx:
+    def check_room(self, positions: int) -> None:
+        """Raise ValueError where so many more would be more than n_ctx."""
+        if self.length + positions > self._hparams.n_ctx:
+            length, n_ctx = self.length + positions, self._hparams.n_ctx
             raise ValueError(f"{length} positions are more than the model's n_ctx of {n_ctx}")
-        if length > capacity:
-            capacity = min(n_ctx, max(length, 2 * capacity, SMALLEST_CACHE))
-            self.k = self._grown(self.k, capacity)  # and the old one is free before the next is made
-            self.v = self._grown(self.v, capacity)
 
     def beginning(self, length: int) -> Cache:
         """A copy of the first `length` positions, with room for more."""
         copy = Cache(self._hparams)
-        copy.reserve(min(self._hparams.n_ctx, length + SMALLEST_CACHE))
         copy.length = length
         copy.k[:, :, :length], copy.v[:, :, :length] = self.k[:, :, :length], self.v[:, :, :length]
         return copy
 
-    def _grown(self, old: Array, capacity: int) -> Array:
-        new = np.empty((*old.shape[:2], capacity, old.shape[3]), np.float32)
-        new[:, :, : self.length] = old[:, :, : self.length]
-        return new
+
+def _memory_for(shape: tuple[int, ...]) -> Array:
+    """An array whose pages take no memory until they are written to. np.empty asks for pages of 2 MB, which would all
+    be written to by the first positions."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return np.frombuffer(mmap.mmap(-1, 4 * prod(shape), **private), np.float32).reshape(shape)
 
 
 def attention(
@@ -135,7 +132,7 @@ def forward(
     """
     lengths = [len(new) for new in tokens]
     for cache, length in zip(caches, lengths, strict=True):
-        cache.reserve(cache.length + length)
+        cache.check_room(length)
     ends = np.cumsum(lengths)
     rows = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     positions = np.concatenate([np.arange(c.length, c.length + n) for c, n in zip(caches, lengths, strict=True)])

@@ -1,12 +1,18 @@
 """The forward pass against the naive one, and against itself: all ways of reading the same tokens agree."""
 
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import naive
 import numpy as np
 import pytest
 
 import npgpt2
 from npgpt2.convert import convert
-from npgpt2.model import SMALLEST_CACHE, Cache, forward
+from npgpt2.model import Cache, forward
 from npgpt2.weights import HParams, variable_shapes
 
 FIXTURES = ["tiny", "finetuned", "dtypes", "hf", "hf-sharded", "tiny in int8"]
@@ -85,36 +91,43 @@ def test_all_positions_of_a_ragged_batch_lie_one_behind_the_other(model):
     np.testing.assert_allclose(packed, expected, rtol=0, atol=1e-4)
 
 
-def test_the_cache_grows_by_doubling_up_to_n_ctx():
-    hparams = HParams(n_vocab=10, n_ctx=200, n_embd=4, n_head=2, n_layer=3)
-    cache = Cache(hparams)
-    capacities = []
-    for length in range(1, 201):
-        cache.reserve(length)
-        cache.k[:, :, length - 1], cache.v[:, :, length - 1] = length, -length
-        cache.length = length
-        capacities.append(cache.k.shape[2])
-    assert sorted(set(capacities)) == [SMALLEST_CACHE, 2 * SMALLEST_CACHE, 200]
-    np.testing.assert_array_equal(cache.k[0, 0, :, 0], np.arange(1, 201))
-    np.testing.assert_array_equal(cache.v[2, 1, :, 1], -np.arange(1, 201))
-    assert cache.k.shape == cache.v.shape == (3, 2, 200, 2)
-
-
 def test_a_cache_refuses_more_than_n_ctx_positions(model):
+    cache = Cache(model.hparams)
+    cache.length = 190
+    cache.check_room(2)
     with pytest.raises(ValueError, match="193 positions are more than the model's n_ctx of 192"):
-        Cache(model.hparams).reserve(193)
+        cache.check_room(3)
 
 
-def test_a_cache_that_grows_holds_only_one_array_twice(allocated_peak):
-    hparams = HParams(n_vocab=5, n_ctx=400, n_embd=64, n_head=2, n_layer=4)
-    size = 4 * 400 * 64 * 4  # of the keys of all positions
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system doesn't say how much memory is in use")
+def test_a_cache_takes_memory_for_the_positions_that_it_holds():
+    """Every layer's and head's positions lie in pages of their own, which hold 16 of them."""
 
-    def grow():
-        cache = Cache(hparams)
-        cache.reserve(200)
-        cache.reserve(400)
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
-    assert allocated_peak(grow) < 2 * size + size / 2 + 10_000
+    hparams = HParams(n_vocab=10, n_ctx=4096, n_embd=256, n_head=4, n_layer=8)
+    cache, before, position = Cache(hparams), resident(), 2 * 8 * 256 * 4
+    assert cache.k.nbytes == 4096 * position / 2
+    for length in (16, 160, 1600):
+        cache.k[:, :, :length], cache.v[:, :, :length] = 1, 1
+        assert 0.9 * length * position < resident() - before < 1.1 * length * position + 10**6
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_fills_a_copy_of_the_cache():
+    program = """if True:
+        import os, sys
+        from npgpt2.model import Cache
+        from npgpt2.weights import HParams
+        cache = Cache(HParams(n_vocab=5, n_ctx=4, n_embd=2, n_head=1, n_layer=1))
+        if not os.fork():
+            cache.k[:] = 1
+            os._exit(0)
+        os.wait()
+        sys.exit(int(cache.k.sum()))
+    """
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
 def test_decoding_reads_only_what_it_needs_of_the_cache(model, allocated_peak):
