@@ -183,20 +183,15 @@ def causal_attention(q: Array, k: Array, v: Array, watch: Callable[[Array], obje
     y = np.empty((T, H, D), np.float32)
     q = q * np.float32(1 / np.sqrt(D))
     future = np.triu(np.ones((QUERY_BLOCK, QUERY_BLOCK), bool), k=1) if T > 1 else None
-
-    def some(first: int, last: int) -> None:
-        heads = slice(first, last)
-        for start in range(0, T, QUERY_BLOCK):
-            stop = min(start + QUERY_BLOCK, T)
-            seen = S - T + stop
-            scores = q[heads, start:stop] @ k[heads, :seen].transpose(0, 2, 1)  # -> (heads, block, seen)
-            if future is not None:  # among themselves, they see only those before
-                among = scores[:, :, S - T + start :]
-                np.copyto(among, -np.inf, where=future[: stop - start, : stop - start])
-            weights = softmax(scores)
-            if watch is not None:
-                watch(weights)
-            np.matmul(weights, v[heads, :seen], out=y[start:stop, heads].transpose(1, 0, 2))  # -> (heads, block, D)
-
-    share(H, some, H if watch else max(1, THREAD_WORTH // (T * S * D)))
+    for start in range(0, T, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, T)
+        seen = S - T + stop
+        scores = q[:, start:stop] @ k[:, :seen].transpose(0, 2, 1)  # (H, block, D) x (H, D, seen) -> (H, block, seen)
+        if future is not None:  # among themselves, they see only those before
+            among = scores[:, :, S - T + start :]
+            np.copyto(among, -np.inf, where=future[: stop - start, : stop - start])
+        weights = softmax(scores)
+        if watch is not None:
+            watch(weights)
+        np.matmul(weights, v[:, :seen], out=y[start:stop].transpose(1, 0, 2))  # -> (H, block, D)
     return y.reshape(T, H * D)

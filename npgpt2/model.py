@@ -17,8 +17,8 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.kernels import Array, causal_attention, gelu, layer_norm, linear
-from npgpt2.threads import sharing
+from npgpt2.kernels import THREAD_WORTH, Array, causal_attention, gelu, layer_norm, linear
+from npgpt2.threads import share, sharing
 from npgpt2.weights import HParams
 
 Tokens = npt.NDArray[np.intp]
@@ -77,16 +77,31 @@ def attention(
     N, C = x.shape
     qkv = linear(x, weights[f"{at}/c_attn/w"], weights[f"{at}/c_attn/b"])  # (N, C) -> (N, 3C)
     qkv = qkv.reshape(N, 3, n_head, C // n_head).transpose(1, 2, 0, 3)  # -> (3, H, N, D)
-    gathered = []
+    y = np.empty((N, C), np.float32)
     for own, cache in zip(rows, caches, strict=True):
-        q, k, v = qkv[:, :, own]  # 3 x (H, T, D)
-        start, end = cache.length, cache.length + q.shape[1]  # T -> S
-        cache.k[layer, :, start:end] = k
-        cache.v[layer, :, start:end] = v
         seen = watch and partial(watch, "attention", layer)
-        gathered.append(causal_attention(q, cache.k[layer, :, :end], cache.v[layer, :, :end], seen))
-    y = np.concatenate(gathered) if len(gathered) > 1 else gathered[0]  # -> (N, C)
+        q, k, v = qkv[:, :, own]  # 3 x (H, T, D)
+        gather(q, k, v, layer, cache, y[own], seen)
     return linear(y, weights[f"{at}/c_proj/w"], weights[f"{at}/c_proj/b"])
+
+
+def gather(
+    q: Array, k: Array, v: Array, layer: int, cache: Cache, y: Array, watch: Callable[[Array], object] | None
+) -> None:
+    """Put one sequence's new keys and values into its cache, and let its queries gather from there: into y.
+
+    q, k, v: (H, T, D) · y: (T, C). Some heads by each thread, unless `watch` wants to see all of them together.
+    """
+    H, T, D = q.shape
+    start, end = cache.length, cache.length + T  # T -> S
+
+    def some(first: int, last: int) -> None:
+        heads = slice(first, last)
+        keys, values = cache.k[layer, heads], cache.v[layer, heads]
+        keys[:, start:end], values[:, start:end] = k[heads], v[heads]
+        y[:, first * D : last * D] = causal_attention(q[heads], keys[:, :end], values[:, :end], watch)
+
+    share(H, some, H if watch else max(1, THREAD_WORTH // (T * end * D)))
 
 
 def mlp(x: Array, weights: Mapping[str, Array], layer: int) -> Array:

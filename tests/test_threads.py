@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from npgpt2 import kernels, threads
+from npgpt2 import model as model_module
 
 needs_openblas = pytest.mark.skipif(threads.openblas() is None, reason="NumPy doesn't compute with OpenBLAS here")
 
@@ -106,6 +107,7 @@ def test_a_second_pass_meanwhile_does_the_same_parts_by_itself(count):
 def divided(monkeypatch):
     """The small model's kernels in as many parts as a large model's."""
     monkeypatch.setattr(kernels, "THREAD_WORTH", 1)
+    monkeypatch.setattr(model_module, "THREAD_WORTH", 1)
     monkeypatch.setattr(kernels, "TILES", (16,))
     monkeypatch.setattr(kernels, "ROWS", 2)
 
@@ -156,6 +158,7 @@ def shared_out(monkeypatch):
         return share(*args)
 
     monkeypatch.setattr(kernels, "share", counting)
+    monkeypatch.setattr(model_module, "share", counting)
     return calls
 
 

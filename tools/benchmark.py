@@ -309,7 +309,8 @@ def growth(_, file):
         model._advance([sequence], Sampler())
         if step in (20, 999):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-            used.append(peak - sequence.cache.k.nbytes - sequence.cache.v.nbytes)
+            cache = sequence.cache
+            used.append(peak - (cache.k.nbytes + cache.v.nbytes) * cache.length // model.hparams.n_ctx)
     yield "growth of peak memory, beyond the cache's", "MB", {"npgpt2": (used[1] - used[0]) / 1e6}
 
 
