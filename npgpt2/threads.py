@@ -163,12 +163,12 @@ def _workers(process: int, number: int) -> list[Tasks]:
     return queues
 
 
+@np.errstate(over="ignore", invalid="ignore")  # as `forward` has it, for its own thread
 def _serve(tasks: Tasks) -> None:
     while True:
         work, start, stop, done = tasks.get()
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # as `forward` has it, for its own thread
-                work(start, stop)
+            work(start, stop)
             done.put(None)
         except BaseException as error:
             done.put(error)

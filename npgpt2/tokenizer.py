@@ -86,13 +86,13 @@ def _split(text: str) -> Iterator[str]:
     return chain.from_iterable((ASCII_WORDS if block.isascii() else WORDS).findall(block) for block in blocks)
 
 
-class _Cache(dict[str, list[int]]):
+class _Cache(dict[str, tuple[int, ...]]):
     """The tokens of words that were seen lately; of others, `encode` says them."""
 
-    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+    def __init__(self, encode: Callable[[str], tuple[int, ...]]) -> None:
         self._encode = encode
 
-    def __missing__(self, word: str) -> list[int]:
+    def __missing__(self, word: str) -> tuple[int, ...]:
         tokens = self._encode(word)
         if len(word) <= CACHED_LENGTH:
             if len(self) >= CACHED_WORDS:
@@ -209,14 +209,14 @@ class Tokenizer:
     def _encode_words(self, words: Iterable[str]) -> list[int]:
         return list(chain.from_iterable(map(self._cache.__getitem__, words)))
 
-    def _encode_word(self, word: str) -> list[int]:
+    def _encode_word(self, word: str) -> tuple[int, ...]:
         """Apply the merges to a word's bytes: always the earliest in the list, to all its pairs from left to right."""
         tokens = list(map(self._byte_ids.__getitem__, word.encode("utf-8")))
-        return self._merge(tokens) if len(tokens) <= CACHED_LENGTH else self._merge_long(tokens)
+        return tuple(self._merge(tokens) if len(tokens) <= CACHED_LENGTH else self._merge_long(tokens))
 
     def _merge(self, tokens: list[int]) -> list[int]:
         """Merge the tokens of a word of a few letters, looking at all pairs in each step."""
-        merge_of, n_vocab = self._merges.get, len(self)
+        merge_of, n_vocab = self._merges.get, len(self._bytes)
         tokens.append(-1)  # so that the last token has a pair too, which is no merge
         merges = list(map(merge_of, pairwise(tokens), repeat(NO_MERGE)))
         merge = min(merges, default=NO_MERGE)
@@ -236,7 +236,7 @@ class Tokenizer:
 
         Pairs are kept by merge, and the merges in a heap, so that each step looks only at what it changes.
         """
-        merge_of, n_vocab = self._merges.get, len(self)
+        merge_of, n_vocab = self._merges.get, len(self._bytes)
         end = len(tokens)
         following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
         pairs: dict[int, list[int]] = {}  # merge -> where its left tokens are
