@@ -143,7 +143,7 @@ def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
             work(start, stop)
         return
     done: SimpleQueue[BaseException | None] = SimpleQueue()
-    for tasks, (start, stop) in zip(_workers(os.getpid(), count_threads() - 1), others, strict=False):
+    for tasks, (start, stop) in zip(_workers(count_threads() - 1), others, strict=False):
         tasks.put((work, start, stop, done))
     try:
         work(*first)
@@ -154,9 +154,8 @@ def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
 
 
 @cache
-def _workers(process: int, number: int) -> list[Tasks]:
-    """The threads that work beside the calling one, by their queues. A fork doesn't copy them: each process has its
-    own."""
+def _workers(number: int) -> list[Tasks]:
+    """The threads that work beside the calling one, by their queues."""
     queues: list[Tasks] = [SimpleQueue() for _ in range(number)]
     for tasks in queues:
         Thread(target=_serve, args=(tasks,), name="npgpt2", daemon=True).start()
@@ -173,3 +172,17 @@ def _serve(tasks: Tasks) -> None:
         except BaseException as error:
             done.put(error)
         del work, done  # and with them the arrays
+
+
+def _begin_anew() -> None:
+    """After a fork: the new process has neither the threads nor the passes of the old one."""
+    global _passes, _threads_taken, _counting
+    if _passes and (blas := openblas()):
+        blas.set_threads(_blas_threads)
+    _passes, _threads_taken, _counting = 0, Lock(), Lock()
+    _mode.cuts = _mode.has_threads = False
+    _workers.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

@@ -484,7 +484,7 @@ def main():
             *json.loads(in_fresh_process("two_ways")),
             *json.loads(in_fresh_process("growth")),
         ],
-        f"tokenizers, vocabulary of {vocabulary}": tokenizers(vocabulary, text, args.rounds),
+        f"tokenizers, vocabulary of {vocabulary.name}": tokenizers(vocabulary, text, args.rounds),
     }
     sections = {title: list(with_ratios(rows)) for title, rows in sections.items()}
     machine = describe_machine()
