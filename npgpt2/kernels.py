@@ -6,7 +6,6 @@ Letters: B sequences, T new positions, S positions in all, C n_embd, H heads, D 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +36,13 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
 
         y = x w + b
 
-    x: (N, n_in) · w: (n_in, n_out) · b: (n_out,), or None for none → (N, n_out). `conv1d` in OpenAI's model.py.
+    x: (N, n_in) · w: (n_in, n_out), an array or `Quantized` · b: (n_out,), or None for none → (N, n_out). `conv1d` in
+    OpenAI's model.py.
 
     >>> linear(np.float32([[1, 2]]), np.float32([[1, 0, 1], [0, 1, 1]]), np.float32([0, 0, 10]))
     array([[ 1.,  2., 13.]], dtype=float32)
     """
-    if type(w) is np.ndarray and not is_sharing():
+    if isinstance(w, np.ndarray) and not is_sharing() and not 1 < len(x) < FEW_ROWS:
         y: Array = x @ w
         if b is not None:
             y += b
@@ -50,13 +50,14 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     n_in, n_out = w.shape
     y = np.empty((len(x), n_out), np.float32)
 
-    def some(start: int, stop: int) -> None:
+    def columns(start: int, stop: int) -> None:
         part = y[:, start:stop]
         matmul(x, w[:, start:stop], part)
         if b is not None:
             part += b[start:stop]
 
-    share(n_out, some, max(TILES[0], THREAD_WORTH // (n_in * max(2, len(x)))), TILES[0])
+    # A single row takes as long as two, in which fetching the matrix, or widening its int8, is most of the work.
+    share(n_out, columns, max(TILES[0], THREAD_WORTH // (n_in * max(2, len(x)))), TILES[0])
     return y
 
 
@@ -73,8 +74,8 @@ def matmul(x: Array, w: Array, y: Array) -> None:
     >>> y
     array([[1., 2., 3.]], dtype=float32)
     """
-    if type(w) is not np.ndarray:
-        cast(Any, w).multiply(x, y)
+    if not isinstance(w, np.ndarray):
+        w.multiply(x, y)  # type: ignore[unreachable]
         return
     N, n_in = x.shape
     done = 0
@@ -107,7 +108,7 @@ def layer_norm(x: Array, gain: Array, bias: Array, eps: float = 1e-5) -> Array:
     C = np.float32(x.shape[-1])
     y = np.empty_like(x)
 
-    def some(start: int, stop: int) -> None:
+    def part(start: int, stop: int) -> None:
         rows = y[start:stop]
         np.subtract(x[start:stop], x[start:stop].sum(axis=-1, keepdims=True) / C, out=rows)
         var = np.einsum("nc,nc->n", rows, rows)[:, None] / C
@@ -115,7 +116,7 @@ def layer_norm(x: Array, gain: Array, bias: Array, eps: float = 1e-5) -> Array:
         rows *= gain
         rows += bias
 
-    share(len(x), some, ROWS)
+    share(len(x), part, ROWS)
     return y
 
 
@@ -130,7 +131,7 @@ def gelu(x: Array) -> Array:
     array([[-0.1588,  0.    ,  0.8412, 10.    ]], dtype=float32)
     """
 
-    def some(start: int, stop: int) -> None:
+    def part(start: int, stop: int) -> None:
         for first in range(start, stop, ROWS):
             rows = x[first : min(first + ROWS, stop)]
             inner = rows * rows
@@ -143,7 +144,7 @@ def gelu(x: Array) -> Array:
             rows *= np.float32(0.5)
             rows *= inner
 
-    share(len(x), some, ROWS)
+    share(len(x), part, ROWS)
     return x
 
 

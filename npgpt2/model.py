@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from math import prod
 
@@ -54,10 +54,18 @@ class Cache:
 
 
 def _memory_for(shape: tuple[int, ...]) -> Array:
-    """An array whose pages take no memory until they are written to. np.empty asks for pages of 2 MB, which would all
-    be written to by the first positions."""
+    """An array whose pages take no memory until they are written to; MemoryError where there isn't room for it.
+
+    Those that np.empty gives are of 2 MB, which would all be written to by the first positions.
+    """
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    return np.frombuffer(mmap.mmap(-1, 4 * prod(shape), **private), np.float32).reshape(shape)
+    try:
+        memory = mmap.mmap(-1, 4 * prod(shape), **private)
+    except OSError as error:
+        raise MemoryError(f"{4 * prod(shape):,} bytes for a cache") from error
+    with suppress(AttributeError, OSError):  # where the system would give large pages unasked
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.float32).reshape(shape)
 
 
 def attention(
@@ -95,13 +103,13 @@ def gather(
     H, T, D = q.shape
     start, end = cache.length, cache.length + T  # T -> S
 
-    def some(first: int, last: int) -> None:
+    def some_heads(first: int, last: int) -> None:
         heads = slice(first, last)
         keys, values = cache.k[layer, heads], cache.v[layer, heads]
         keys[:, start:end], values[:, start:end] = k[heads], v[heads]
         y[:, first * D : last * D] = causal_attention(q[heads], keys[:, :end], values[:, :end], watch)
 
-    share(H, some, H if watch else max(1, THREAD_WORTH // (T * end * D)))
+    share(H, some_heads, H if watch else max(1, THREAD_WORTH // (T * end * D)))
 
 
 def mlp(x: Array, weights: Mapping[str, Array], layer: int) -> Array:
@@ -118,11 +126,15 @@ def head(x: Array, weights: Mapping[str, Array]) -> Array:
 
 
 def shared_pass(weights: Mapping[str, Array], rows: int) -> AbstractContextManager[None]:
-    """Who shares the work of a pass of so many rows among threads: our kernels, or BLAS for each product by itself.
+    """`sharing`, if a pass of so many rows is worth it: the kernels divide their work among our threads, or else BLAS
+    divides each product by itself.
 
-    The products of one row are over so soon that threads of Python's would come too late, unless they are in int8.
+    Small products, and those of one row, are over before threads of Python's have met; in int8 they take longer.
     """
-    return sharing(rows > 1 or not isinstance(weights["wte"], np.ndarray))
+    wte = weights["wte"]
+    largest = rows * 4 * wte.shape[1] ** 2  # multiplications, of the rows and a matrix (C, 4C)
+    in_int8 = not isinstance(wte, np.ndarray)
+    return sharing(largest >= 2 * THREAD_WORTH if in_int8 else rows > 1 and largest >= 8 * THREAD_WORTH)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in logits that the sampler refuses, with a message

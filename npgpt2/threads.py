@@ -13,23 +13,27 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import pairwise
 from queue import SimpleQueue
-from threading import Lock, Thread, local
+from threading import Lock, Thread, get_ident, local
 from typing import TypeAlias
 
 import numpy as np
 
 Work = Callable[[int, int], object]
-Tasks: TypeAlias = "SimpleQueue[tuple[Work, int, int, SimpleQueue[BaseException | None]]]"
+Ended = list[BaseException | None]
+Tasks: TypeAlias = "SimpleQueue[tuple[Work, int, int, Ended, SimpleQueue[None]]]"
 
-# One pass at a time has the threads; another, of a thread of the program's own, does its parts one by one.
-_threads_taken = Lock()
-# How many passes there are at the moment; the first limits BLAS, and the last gives it back the threads it had.
-_passes, _blas_threads, _counting = 0, 1, Lock()
+# The program's threads that are in a pass. The first to come limits BLAS, the last to go gives back what it had.
+_passing: set[int] = set()
+_blas_threads = 1
+# One pass at a time has our threads; another, meanwhile, does its parts one by one.
+_owner: int | None = None
+_changing = Lock()
 
 
 class _Mode(local):
@@ -64,6 +68,7 @@ class OpenBLAS:
 
 @cache
 def openblas() -> OpenBLAS | None:
+    """The OpenBLAS that NumPy computes with, or None."""
     try:
         return OpenBLAS()
     except (AttributeError, OSError):  # nothing is lost but speed
@@ -95,35 +100,47 @@ def sharing(wanted: bool = True) -> Iterator[None]:
     if not wanted or blas is None or _mode.cuts:
         yield
         return
-    _limit_blas(blas, +1)
-    _mode.cuts, _mode.has_threads = True, _threads_taken.acquire(blocking=False)
     try:
+        _begin(blas)
         yield
     finally:
-        if _mode.has_threads:
-            _threads_taken.release()
-        _mode.cuts = _mode.has_threads = False
-        _limit_blas(blas, -1)
+        _mode.cuts = False  # first, so that wherever Ctrl-C comes in, the next pass sets all to rights
+        _end(blas)
 
 
-def _limit_blas(blas: OpenBLAS, change: int) -> None:
-    global _passes, _blas_threads
-    with _counting:
-        if not _passes:
+def _begin(blas: OpenBLAS) -> None:
+    global _owner, _blas_threads
+    with _changing:
+        if not _passing:
             _blas_threads = blas.get_threads()
-        _passes += change
-        blas.set_threads(1 if _passes else _blas_threads)
+        _passing.add(get_ident())
+        blas.set_threads(1)
+        if _owner is None and not sys.is_finalizing():
+            _owner = get_ident()
+        _mode.cuts, _mode.has_threads = True, _owner == get_ident()
+
+
+def _end(blas: OpenBLAS) -> None:
+    global _owner
+    with _changing:
+        _mode.has_threads = False
+        if _owner == get_ident():
+            _owner = None
+        if _passing == {get_ident()} and blas.get_threads() == 1:  # nobody else has set another number meanwhile
+            blas.set_threads(_blas_threads)
+        _passing.discard(get_ident())
 
 
 def is_sharing() -> bool:
+    """Whether the calling thread is in a pass that `sharing` divides."""
     return _mode.cuts
 
 
 def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
     """Call work(start, stop) for the parts of range(n), at once where `sharing` says so; what it raises is raised.
 
-    least: fewer aren't worth a thread · step: parts begin at multiples of this. The parts don't depend on what else is
-    going on, so that results don't either, to the last bit.
+    least: fewer aren't worth a thread · step: parts begin at multiples of this, so that some can be empty where it is
+    more than `least`. The parts don't depend on what else is going on, so that results don't either, to the last bit.
 
     >>> squares = [0] * 4
     >>> def work(start, stop):
@@ -142,44 +159,68 @@ def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
         for start, stop in (first, *others):
             work(start, stop)
         return
-    done: SimpleQueue[BaseException | None] = SimpleQueue()
-    for tasks, (start, stop) in zip(_workers(count_threads() - 1), others, strict=False):
-        tasks.put((work, start, stop, done))
+    ended: Ended = []  # what became of the parts of others, once each has ended
+    done: SimpleQueue[None] = SimpleQueue()
+    sent = 0
     try:
-        work(*first)
+        for tasks, (start, stop) in zip(_workers(count_threads() - 1), others, strict=False):
+            tasks.put((work, start, stop, ended, done))
+            sent += 1
+        for start, stop in (first, *others[sent:]):
+            work(start, stop)
     finally:
-        errors = [done.get() for _ in others]
-    for error in filter(None, errors):
-        raise error
+        _wait(ended, done, sent)
+    try:
+        for error in filter(None, ended):
+            raise error
+    finally:
+        ended.clear()  # since the tracebacks in it lead here, and would keep the arrays until they are collected
+
+
+def _wait(ended: Ended, done: SimpleQueue[None], parts: int) -> None:
+    """Wait until so many parts have ended; Ctrl-C takes effect then, since they write to arrays."""
+    interrupt = None
+    while len(ended) < parts:  # and not: so many gets, since Ctrl-C can come between a get and what is done with it
+        try:
+            done.get()
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 @cache
 def _workers(number: int) -> list[Tasks]:
     """The threads that work beside the calling one, by their queues."""
-    queues: list[Tasks] = [SimpleQueue() for _ in range(number)]
-    for tasks in queues:
-        Thread(target=_serve, args=(tasks,), name="npgpt2", daemon=True).start()
+    queues: list[Tasks] = []
+    with suppress(RuntimeError):  # where the system refuses more threads, those that there are do
+        for _ in range(number):
+            tasks: Tasks = SimpleQueue()
+            Thread(target=_serve, args=(tasks,), name="npgpt2", daemon=True).start()
+            queues.append(tasks)
     return queues
 
 
 @np.errstate(over="ignore", invalid="ignore")  # as `forward` has it, for its own thread
 def _serve(tasks: Tasks) -> None:
     while True:
-        work, start, stop, done = tasks.get()
+        work, start, stop, ended, done = tasks.get()
         try:
             work(start, stop)
-            done.put(None)
+            ended.append(None)
         except BaseException as error:
-            done.put(error)
-        del work, done  # and with them the arrays
+            ended.append(error)
+        done.put(None)
+        del work, ended  # and with them the arrays
 
 
 def _begin_anew() -> None:
     """After a fork: the new process has neither the threads nor the passes of the old one."""
-    global _passes, _threads_taken, _counting
-    if _passes and (blas := openblas()):
+    global _changing, _owner
+    if _passing and (blas := openblas()):
         blas.set_threads(_blas_threads)
-    _passes, _threads_taken, _counting = 0, Lock(), Lock()
+    _passing.clear()
+    _changing, _owner = Lock(), None
     _mode.cuts = _mode.has_threads = False
     _workers.cache_clear()
 

@@ -101,7 +101,7 @@ def test_a_cache_refuses_more_than_n_ctx_positions(model):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system doesn't say how much memory is in use")
 def test_a_cache_takes_memory_for_the_positions_that_it_holds():
-    """Every layer's and head's positions lie in pages of their own, which hold 16 of them."""
+    """Every layer's and head's positions lie in pages of their own, which hold 16 of them, or up to 256."""
 
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
@@ -109,9 +109,18 @@ def test_a_cache_takes_memory_for_the_positions_that_it_holds():
     hparams = HParams(n_vocab=10, n_ctx=4096, n_embd=256, n_head=4, n_layer=8)
     cache, before, position = Cache(hparams), resident(), 2 * 8 * 256 * 4
     assert cache.k.nbytes == 4096 * position / 2
-    for length in (16, 160, 1600):
+    for length in (256, 512, 2048):
         cache.k[:, :, :length], cache.v[:, :, :length] = 1, 1
-        assert 0.9 * length * position < resident() - before < 1.1 * length * position + 10**6
+        assert abs(resident() - before - length * position) < 10**6
+
+
+def test_a_cache_that_there_is_no_memory_for_is_a_memory_error(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("npgpt2.model.mmap.mmap", refuse)
+    with pytest.raises(MemoryError, match="32 bytes for a cache"):
+        Cache(HParams(n_vocab=5, n_ctx=4, n_embd=2, n_head=1, n_layer=1))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

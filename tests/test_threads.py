@@ -1,8 +1,11 @@
 """How work is shared among threads: every part is done, once, and nothing of it shows from outside."""
 
+import _thread
 import os
 import subprocess
 import sys
+import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from threading import Event, Thread, current_thread
@@ -46,13 +49,65 @@ def test_outside_of_sharing_all_is_one_part(count):
 @needs_openblas
 def test_blas_keeps_to_one_thread_meanwhile():
     blas = threads.openblas()
-    before = blas.get_threads()
+    had = blas.get_threads()
+    blas.set_threads(before := 2)  # even on a single core
     with threads.sharing():
         assert blas.get_threads() == 1
         with threads.sharing():
             assert blas.get_threads() == 1
         assert blas.get_threads() == 1
-    assert blas.get_threads() == before
+    try:
+        assert blas.get_threads() == before
+    finally:
+        blas.set_threads(had)
+
+
+@needs_openblas
+def test_ctrl_c_waits_for_the_parts_of_other_threads(monkeypatch):
+    monkeypatch.setattr(threads, "count_threads", lambda: 2)
+    ended = []
+
+    def work(start, stop):
+        if start:
+            time.sleep(0.1)
+            _thread.interrupt_main()  # while the main thread waits for this one
+            time.sleep(0.2)
+            ended.append(start)
+
+    with pytest.raises(KeyboardInterrupt), threads.sharing():
+        threads.share(2, work)
+    assert ended == [1]
+    assert not threads.is_sharing()
+
+
+@needs_openblas
+def test_no_warning_comes_from_other_threads(monkeypatch):
+    monkeypatch.setattr(threads, "count_threads", lambda: 2)
+    huge = np.full((2, 1000), 3e38, np.float32)
+
+    def work(start, stop):
+        if start:  # the first part has the settings of the thread that calls
+            huge[start:stop] *= 10
+
+    with warnings.catch_warnings(), threads.sharing():
+        warnings.simplefilter("error")
+        threads.share(2, work)
+    assert np.isinf(huge[1]).all()
+
+
+@needs_openblas
+def test_where_no_thread_can_start_the_caller_does_all(monkeypatch):
+    monkeypatch.setattr(threads, "count_threads", lambda: 7)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads.Thread, "start", refuse)
+    parts = []
+    with threads.sharing():
+        threads.share(7, lambda *part: parts.append(part))
+    assert parts == [(i, i + 1) for i in range(7)]
+    threads._workers.cache_clear()
 
 
 @needs_openblas
@@ -163,12 +218,14 @@ def shared_out(monkeypatch):
 
 
 @needs_openblas
+@pytest.mark.usefixtures("divided")
 def test_a_pass_of_several_rows_shares_each_kernel_once(model, shared_out):
     model.logits([1, 2, 3])
     # In each layer, two layer norms, four products, attention and GELU; then the last layer norm and product.
     assert shared_out == [True] * (8 * model.hparams.n_layer + 2)
 
 
+@pytest.mark.usefixtures("divided")
 def test_a_pass_of_one_row_leaves_its_products_to_blas(model, shared_out):
     model.logits([1])
     assert shared_out == [False] * (4 * model.hparams.n_layer + 1)
