@@ -155,15 +155,12 @@ def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
         work(0, n)
         return
     first, *others = pairwise([*(n * part // count // step * step for part in range(count)), n])
-    if not _mode.has_threads:
-        for start, stop in (first, *others):
-            work(start, stop)
-        return
+    workers = _workers(count_threads() - 1) if _mode.has_threads else []
     ended: Ended = []  # what became of the parts of others, once each has ended
     done: SimpleQueue[None] = SimpleQueue()
     sent = 0
     try:
-        for tasks, (start, stop) in zip(_workers(count_threads() - 1), others, strict=False):
+        for tasks, (start, stop) in zip(workers, others, strict=False):
             tasks.put((work, start, stop, ended, done))
             sent += 1
         for start, stop in (first, *others[sent:]):
