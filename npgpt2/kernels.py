@@ -79,13 +79,16 @@ def matmul(x: Array, w: Array, y: Array) -> None:
         return
     N, n_in = x.shape
     done = 0
+    if N == 1:  # matmul keeps Python's lock where it computes fewer than 500 numbers, so that no other thread goes on
+        np.dot(x[0], w, out=y[0])
+        return
     if multiplies_small_matrices():
         tile = next((tile for tile in TILES if tile * x.size <= SMALL_PRODUCT), None)
-        if N > 1 and tile and w.T.flags.c_contiguous:
+        if tile and w.T.flags.c_contiguous:
             done = w.shape[1] // tile * tile
             tiles = w.T[:done].reshape(-1, tile, n_in)  # (n_tiles, tile, n_in) x (n_in, N)
             y[:, :done] = (tiles @ np.ascontiguousarray(x.T)).reshape(done, N).T
-    elif 1 < N < FEW_ROWS:
+    elif N < FEW_ROWS:
         tile, done = max(1, TILE_BYTES // (4 * n_in)), w.shape[1]
         for start in range(0, done, tile):
             for row, out in zip(x, y, strict=True):

@@ -7,6 +7,8 @@ Activations stay float32. Dettmers et al. 2022, "LLM.int8()", section 2, calls t
 
 from __future__ import annotations
 
+from threading import local
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +22,16 @@ Int8 = npt.NDArray[np.int8]
 TILE_BYTES = 5 * 2**20
 # Numbers that are quantized at once, to keep memory small.
 CHUNK = 2**20
+
+
+class _Buffer(local):
+    """Each thread's own. It is kept: memory asked for anew costs page after page more than widening into it."""
+
+    def __init__(self) -> None:
+        self.tile = np.empty(TILE_BYTES // 4, np.float32)
+
+
+_buffer = _Buffer()
 
 
 class Quantized:
@@ -40,11 +52,10 @@ class Quantized:
     def multiply(self, x: Array, y: Array) -> None:
         """y[:] = x @ matrix; x: (N, n_in), y: (N, n_out)."""
         n_out, n_in = self.values.shape
-        step = max(1, TILE_BYTES // (4 * n_in))
-        tile = np.empty((min(step, n_out), n_in), np.float32)
+        step = max(1, _buffer.tile.size // n_in)
         for start in range(0, n_out, step):
             part = slice(start, min(start + step, n_out))
-            wide = tile[: part.stop - start]
+            wide = _buffer.tile[: (part.stop - start) * n_in].reshape(-1, n_in)
             wide[...] = self.values[part]
             matmul(x, wide.T, y[:, part])
         y *= self.scales
