@@ -86,10 +86,15 @@ def attention(
     qkv = linear(x, weights[f"{at}/c_attn/w"], weights[f"{at}/c_attn/b"])  # (N, C) -> (N, 3C)
     qkv = qkv.reshape(N, 3, n_head, C // n_head).transpose(1, 2, 0, 3)  # -> (3, H, N, D)
     y = np.empty((N, C), np.float32)
-    for own, cache in zip(rows, caches, strict=True):
-        seen = watch and partial(watch, "attention", layer)
-        q, k, v = qkv[:, :, own]  # 3 x (H, T, D)
-        gather(q, k, v, layer, cache, y[own], seen)
+
+    def some_sequences(first: int, last: int) -> None:
+        for own, cache in zip(rows[first:last], caches[first:last], strict=True):
+            q, k, v = qkv[:, :, own]  # 3 x (H, T, D)
+            gather(q, k, v, layer, cache, y[own], watch and partial(watch, "attention", layer))
+
+    # Of a decoding batch, some sequences by each thread; where there are more tokens, some heads of each in turn.
+    seen = max(cache.length for cache in caches) + 1
+    share(len(rows), some_sequences, N if watch or len(rows) < N else THREAD_WORTH // (seen * C))
     return linear(y, weights[f"{at}/c_proj/w"], weights[f"{at}/c_proj/b"])
 
 
@@ -125,16 +130,18 @@ def head(x: Array, weights: Mapping[str, Array]) -> Array:
     return linear(x, weights["wte"].T)
 
 
-def shared_pass(weights: Mapping[str, Array], rows: int) -> AbstractContextManager[None]:
+def shared_pass(weights: Mapping[str, Array], rows: int, sequences: int = 1) -> AbstractContextManager[None]:
     """`sharing`, if a pass of so many rows is worth it: the kernels divide their work among our threads, or else BLAS
     divides each product by itself.
 
-    Small products, and those of one row, are over before threads of Python's have met; in int8 they take longer.
+    Small products, and those of one row, are over before threads of Python's have met; in int8 they take longer. A few
+    rows of one sequence are a guess at what single ones would have said: after those, BLAS's threads are still awake.
     """
     wte = weights["wte"]
     largest = rows * 4 * wte.shape[1] ** 2  # multiplications, of the rows and a matrix (C, 4C)
     in_int8 = not isinstance(wte, np.ndarray)
-    return sharing(largest >= 2 * THREAD_WORTH if in_int8 else rows > 1 and largest >= 8 * THREAD_WORTH)
+    worth = 2 if in_int8 else 4 if sequences > 1 else 8
+    return sharing(largest >= worth * THREAD_WORTH and (in_int8 or rows > 1))
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in logits that the sampler refuses, with a message
@@ -164,7 +171,7 @@ def forward(
     rows = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     positions = np.concatenate([np.arange(c.length, c.length + n) for c, n in zip(caches, lengths, strict=True)])
 
-    with shared_pass(weights, len(positions)):
+    with shared_pass(weights, len(positions), len(caches)):
         x = weights["wte"][np.concatenate(tokens)] + weights["wpe"][positions]  # (N,) -> (N, C)
         for layer in range(hparams.n_layer):
             h = layer_norm(x, weights[f"h{layer}/ln_1/g"], weights[f"h{layer}/ln_1/b"])

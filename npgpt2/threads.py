@@ -139,8 +139,9 @@ def is_sharing() -> bool:
 def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
     """Call work(start, stop) for the parts of range(n), at once where `sharing` says so; what it raises is raised.
 
-    least: fewer aren't worth a thread · step: parts begin at multiples of this, so that some can be empty where it is
-    more than `least`. The parts don't depend on what else is going on, so that results don't either, to the last bit.
+    least: fewer aren't worth a thread; the caller does so many more than the others, who begin later and have to say
+    that they have ended · step: parts begin at multiples of this, so that some can be empty. The parts don't depend on
+    what else is going on, so that results don't either, to the last bit.
 
     >>> squares = [0] * 4
     >>> def work(start, stop):
@@ -150,11 +151,12 @@ def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
     >>> squares
     [0, 1, 4, 9]
     """
-    count = min(count_threads(), n // max(1, least)) if _mode.cuts else 1
+    count = min(count_threads(), n // max(1, least, step)) if _mode.cuts else 1
     if count <= 1:
         work(0, n)
         return
-    first, *others = pairwise([*(n * part // count // step * step for part in range(count)), n])
+    starts = (least + (n - least) * part // count for part in range(1, count))
+    first, *others = pairwise([0, *(start // step * step for start in starts), n])
     workers = _workers(count_threads() - 1) if _mode.has_threads else []
     ended: Ended = []  # what became of the parts of others, once each has ended
     done: SimpleQueue[None] = SimpleQueue()

@@ -40,7 +40,7 @@ FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 # English text of any length uses fewer words than this, and nearly all are shorter.
 CACHED_WORDS = 2**16
 CACHED_LENGTH = 32
-# More than the number of any merge, and the token that it makes.
+# More than the number of any merge.
 NO_MERGE = 2**62
 
 
@@ -124,24 +124,29 @@ class Tokenizer:
             if character not in ids:
                 raise ValueError(f"{source}: encoder.json has no entry {character!r}, the sign of a single byte")
         self._byte_ids = [ids[character] for character in BYTE_CHARACTERS]
-        # (left token, right token) -> which merge this is, times the number of tokens, plus the token that they become
+        # (left token, right token) -> which merge this is; and the token that each makes
         self._merges: dict[tuple[int, int], int] = {}
+        self._made = [0]
         try:
             lines = vocab_bpe.decode("utf-8").split("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{source}: vocab.bpe is not UTF-8 at byte {error.start}") from None
+        self._in_order = True  # whether each token is higher than those made before, and than those that it is made of
         first = 1 if lines[0].startswith("#version") else 0
         for number, line in enumerate(lines[first:], first + 1):
             if not line.rstrip("\r"):
                 continue
-            left, _, right = line.rstrip("\r").partition(" ")
+            before, _, after = line.rstrip("\r").partition(" ")
             try:
-                self._merges.setdefault((ids[left], ids[right]), number * len(ids) + ids[left + right])
+                left, right, token = ids[before], ids[after], ids[before + after]
             except KeyError as error:
                 raise ValueError(
                     f"{source}: vocab.bpe line {number}: {error} is not in encoder.json; the two files"
                     " don't belong together, or are damaged"
                 ) from None
+            self._in_order = self._in_order and token > self._made[-1] and left < token > right
+            self._merges.setdefault((left, right), len(self._made))
+            self._made.append(token)
         self.end_of_text: int | None = ids.get(END_OF_TEXT)
         self._cache = _Cache(self._encode_word)
 
@@ -212,22 +217,24 @@ class Tokenizer:
     def _encode_word(self, word: str) -> tuple[int, ...]:
         """Apply the merges to a word's bytes: always the earliest in the list, to all its pairs from left to right."""
         tokens = list(map(self._byte_ids.__getitem__, word.encode("utf-8")))
-        return tuple(self._merge(tokens) if len(tokens) <= CACHED_LENGTH else self._merge_long(tokens))
+        short = len(tokens) <= CACHED_LENGTH and self._in_order
+        return tuple(self._merge(tokens) if short else self._merge_long(tokens))
 
     def _merge(self, tokens: list[int]) -> list[int]:
-        """Merge the tokens of a word of a few letters, looking at all pairs in each step."""
-        merge_of, n_vocab = self._merges.get, len(self._bytes)
+        """Merge the tokens of a word of a few letters, looking at all pairs in each step.
+
+        A pair can be merged before others of its kind, since in order no merge makes way for an earlier one.
+        """
+        merge_of, made = self._merges.get, self._made
         tokens.append(-1)  # so that the last token has a pair too, which is no merge
         merges = list(map(merge_of, pairwise(tokens), repeat(NO_MERGE)))
-        merge = min(merges, default=NO_MERGE)
-        while merge < NO_MERGE:
+        while (merge := min(merges)) < NO_MERGE:
             left = merges.index(merge)
             del merges[left], tokens[left]
-            tokens[left] = token = merge % n_vocab
-            merges[left - 1] = merge_of((tokens[left - 1], token), NO_MERGE)  # before the first: that of the last again
+            tokens[left] = token = made[merge]
+            if left:
+                merges[left - 1] = merge_of((tokens[left - 1], token), NO_MERGE)
             merges[left] = merge_of((token, tokens[left + 1]), NO_MERGE)
-            if merge not in merges:
-                merge = min(merges)
         tokens.pop()
         return tokens
 
@@ -236,7 +243,7 @@ class Tokenizer:
 
         Pairs are kept by merge, and the merges in a heap, so that each step looks only at what it changes.
         """
-        merge_of, n_vocab = self._merges.get, len(self._bytes)
+        merge_of, made = self._merges.get, self._made
         end = len(tokens)
         following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
         pairs: dict[int, list[int]] = {}  # merge -> where its left tokens are
@@ -252,7 +259,7 @@ class Tokenizer:
                 right = following[left]
                 if right >= end or merge_of((tokens[left], tokens[right])) != merge:
                     continue
-                tokens[left], tokens[right] = merge % n_vocab, -1
+                tokens[left], tokens[right] = made[merge], -1
                 following[left] = after = following[right]
                 if after < end:
                     preceding[after] = left

@@ -15,6 +15,7 @@ import pytest
 
 from npgpt2 import kernels, threads
 from npgpt2 import model as model_module
+from npgpt2.model import Cache, forward
 
 needs_openblas = pytest.mark.skipif(threads.openblas() is None, reason="NumPy doesn't compute with OpenBLAS here")
 
@@ -36,8 +37,10 @@ def test_parts_make_up_the_whole(n, least, step, count):
     done = sorted((start, stop) for start, stop, _ in parts)
     assert done[0][0] == 0
     assert done[-1][1] == n
+    own, *others = (stop - start for start, stop in done)
+    assert not others or own >= max(others) + least - 2 * step, "the caller does more"
     assert all(before[1] == after[0] and after[0] % step == 0 for before, after in pairwise(done))
-    assert len(done) == max(1, min(count, n // least)) == len({thread for *_, thread in parts})
+    assert len(done) == max(1, min(count, n // max(least, step))) == len({thread for *_, thread in parts})
 
 
 def test_outside_of_sharing_all_is_one_part(count):
@@ -185,6 +188,16 @@ def test_logits_are_the_same_with_any_number_of_threads(model, count, monkeypatc
     np.testing.assert_allclose(logits, model.logits(prompt), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("divided", "count")
+def test_sequences_that_are_decoded_together_are_shared_out(model):
+    """Some sequences by each thread, and of a sequence, where that is many positions, some heads."""
+    prompts = [np.random.default_rng(i).integers(520, size=20 + i) for i in range(5)]
+    caches = [Cache(model.hparams) for _ in prompts]
+    forward(model.weights, model.hparams, [prompt[:-1] for prompt in prompts], caches)
+    logits = forward(model.weights, model.hparams, [prompt[-1:] for prompt in prompts], caches)
+    np.testing.assert_allclose(logits, [model.logits(prompt)[-1] for prompt in prompts], rtol=1e-5, atol=1e-5)
+
+
 def test_another_blas_computes_the_same(model, monkeypatch):
     prompt = np.random.default_rng(0).integers(520, size=100)
     logits = model.logits(prompt)
@@ -221,14 +234,15 @@ def shared_out(monkeypatch):
 @pytest.mark.usefixtures("divided")
 def test_a_pass_of_several_rows_shares_each_kernel_once(model, shared_out):
     model.logits([1, 2, 3])
-    # In each layer, two layer norms, four products, attention and GELU; then the last layer norm and product.
-    assert shared_out == [True] * (8 * model.hparams.n_layer + 2)
+    # In each layer, two layer norms, four products, attention's sequences and heads, and GELU; then the last layer norm
+    # and product.
+    assert shared_out == [True] * (9 * model.hparams.n_layer + 2)
 
 
 @pytest.mark.usefixtures("divided")
 def test_a_pass_of_one_row_leaves_its_products_to_blas(model, shared_out):
     model.logits([1])
-    assert shared_out == [False] * (4 * model.hparams.n_layer + 1)
+    assert shared_out == [False] * (5 * model.hparams.n_layer + 1)
 
 
 @needs_openblas

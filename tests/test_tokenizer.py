@@ -96,14 +96,17 @@ def test_splitting_in_blocks_changes_no_word(text, block):
 PAIRS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=20)
 
 
-@given(PAIRS, st.text("ab", max_size=40))
-def test_words_of_any_length_merge_in_openai_order_whatever_the_list(pairs, word):
+@given(PAIRS, st.booleans(), st.text("ab", min_size=1, max_size=40))
+def test_words_of_any_length_merge_in_openai_order_whatever_the_list(pairs, backwards, word):
     symbols, merges = ["a", "b"], []
     for left, right in pairs:
         if left < len(symbols) and right < len(symbols):
             merges.append((symbols[left], symbols[right]))
             symbols.append(symbols[left] + symbols[right])
-    merges = list(dict.fromkeys(merges))[::-1]  # so that tokens can come before their parts
+    merges = list(dict.fromkeys(merges))
+    made_once = len({left + right for left, right in merges}) == len(merges)
+    if backwards:
+        merges.reverse()  # so that tokens can come before their parts
     symbols = list(dict.fromkeys([*BYTE_CHARACTERS, *symbols]))
     tokenizer = Tokenizer(
         json.dumps({symbol: i for i, symbol in enumerate(symbols)}).encode(),
@@ -111,8 +114,9 @@ def test_words_of_any_length_merge_in_openai_order_whatever_the_list(pairs, word
     )
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     expected = [symbols.index(part) for part in naive.merge(list(word), ranks)]
-    for merge in (tokenizer._merge, tokenizer._merge_long):
-        assert merge([symbols.index(letter) for letter in word]) == expected
+    assert tokenizer._in_order == (made_once and not (backwards and len(merges) > 1))
+    assert tokenizer.encode(word) == expected
+    assert tokenizer._merge_long([symbols.index(letter) for letter in word]) == expected
 
 
 def test_two_merges_that_make_the_same_token_apply_in_openai_order():
