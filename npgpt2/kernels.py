@@ -24,8 +24,8 @@ TILES = (64, 48, 32, 16)
 # Where it hasn't, a tile that stays in the cache is multiplied row by row: the faster way for fewer rows than this.
 FEW_ROWS = 8
 TILE_BYTES = 2**20
-# Rows of C numbers that are worth a thread in a layer norm; a quarter of them in GELU, where they have 4C. It takes as
-# many at once, so that its nine passes over them run in the cache.
+# Rows that are worth a thread in a layer norm; in GELU, where they are four times as long, a quarter of them is. GELU
+# takes ROWS at once, so that its nine passes over them run in the cache.
 ROWS = 64
 # Queries that attention takes at once: no (H, T, S) array of scores is made, and half of it needn't be computed.
 # A prefill of 512 took 8 % longer with twice as many, and 5 % longer with half.
@@ -68,7 +68,7 @@ def matmul(x: Array, w: Array, y: Array) -> None:
         y = x w
 
     x: (N, n_in) · w: (n_in, n_out), in memory column by column if it is to be fast, or a `Quantized` · y: (N, n_out),
-    which is overwritten.
+    which is overwritten: float32, each row in one piece.
 
     >>> y = np.empty((1, 3), np.float32)
     >>> matmul(np.float32([[1, 2]]), np.float32([[1, 0, 1], [0, 1, 1]]), y)
@@ -79,10 +79,11 @@ def matmul(x: Array, w: Array, y: Array) -> None:
         w.multiply(x, y)  # type: ignore[unreachable]
         return
     N, n_in = x.shape
-    done = 0
-    if N == 1:  # matmul keeps Python's lock where it computes fewer than 500 numbers, so that no other thread goes on
+    if N == 1:
+        # np.matmul keeps Python's lock while it computes up to 500 numbers, so that other threads have to wait.
         np.dot(x[0], w, out=y[0])
         return
+    done = 0
     if multiplies_small_matrices():
         tile = next((tile for tile in TILES if tile * x.size <= SMALL_PRODUCT), None)
         if tile and w.T.flags.c_contiguous:

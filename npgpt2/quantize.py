@@ -25,10 +25,13 @@ CHUNK = 2**20
 
 
 class _Buffer(local):
-    """Each thread's own. It is kept: memory asked for anew costs page after page more than widening into it."""
+    """What a thread widens into, and keeps until it ends.
 
-    def __init__(self) -> None:
-        self.tile = np.empty(TILE_BYTES // 4, np.float32)
+    Where the system takes memory back in between, and gives it anew page after page, widening took up to ten times as
+    long.
+    """
+
+    tile = np.empty(0, np.float32)
 
 
 _buffer = _Buffer()
@@ -52,7 +55,10 @@ class Quantized:
     def multiply(self, x: Array, y: Array) -> None:
         """y[:] = x @ matrix; x: (N, n_in), y: (N, n_out)."""
         n_out, n_in = self.values.shape
-        step = max(1, _buffer.tile.size // n_in)
+        size = max(TILE_BYTES // 4, n_in)
+        if _buffer.tile.size != size:
+            _buffer.tile = np.empty(size, np.float32)
+        step = size // n_in
         for start in range(0, n_out, step):
             part = slice(start, min(start + step, n_out))
             wide = _buffer.tile[: (part.stop - start) * n_in].reshape(-1, n_in)

@@ -139,9 +139,9 @@ def is_sharing() -> bool:
 def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
     """Call work(start, stop) for the parts of range(n), at once where `sharing` says so; what it raises is raised.
 
-    least: fewer aren't worth a thread; the caller does so many more than the others, who begin later and have to say
-    that they have ended · step: parts begin at multiples of this, so that some can be empty. The parts don't depend on
-    what else is going on, so that results don't either, to the last bit.
+    least: how many are worth a thread. The caller does so many more than each of the others, who begin later and have
+    to say that they have ended; these can get down to half of it · step: parts begin at multiples of this, and can be
+    empty. The parts don't depend on what else is going on, so that results don't either, to the last bit.
 
     >>> squares = [0] * 4
     >>> def work(start, stop):

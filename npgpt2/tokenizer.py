@@ -124,7 +124,7 @@ class Tokenizer:
             if character not in ids:
                 raise ValueError(f"{source}: encoder.json has no entry {character!r}, the sign of a single byte")
         self._byte_ids = [ids[character] for character in BYTE_CHARACTERS]
-        # (left token, right token) -> which merge this is; and the token that each makes
+        # (left token, right token) -> which merge this is, from 1; and the token that each makes
         self._merges: dict[tuple[int, int], int] = {}
         self._made = [0]
         try:
@@ -145,7 +145,7 @@ class Tokenizer:
                     " don't belong together, or are damaged"
                 ) from None
             self._in_order = self._in_order and token > self._made[-1] and left < token > right
-            self._merges.setdefault((left, right), len(self._made))
+            self._merges[left, right] = len(self._made)  # of two the same, the last counts, as in OpenAI's encoder.py
             self._made.append(token)
         self.end_of_text: int | None = ids.get(END_OF_TEXT)
         self._cache = _Cache(self._encode_word)
@@ -217,8 +217,9 @@ class Tokenizer:
     def _encode_word(self, word: str) -> tuple[int, ...]:
         """Apply the merges to a word's bytes: always the earliest in the list, to all its pairs from left to right."""
         tokens = list(map(self._byte_ids.__getitem__, word.encode("utf-8")))
-        short = len(tokens) <= CACHED_LENGTH and self._in_order
-        return tuple(self._merge(tokens) if short else self._merge_long(tokens))
+        if len(tokens) <= CACHED_LENGTH and self._in_order:
+            return tuple(self._merge(tokens))
+        return tuple(self._merge_long(tokens))
 
     def _merge(self, tokens: list[int]) -> list[int]:
         """Merge the tokens of a word of a few letters, looking at all pairs in each step.

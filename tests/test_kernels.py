@@ -70,6 +70,15 @@ def test_layer_norm_of_a_constant_row_is_the_bias():
     close(kernels.layer_norm(np.full((1, 8), 3, np.float32), random(8, seed=1), bias), bias[None])
 
 
+def test_a_row_is_multiplied_without_pythons_lock(monkeypatch):
+    """np.matmul keeps it where there are few outputs, and with it all other threads."""
+    x, w = np.ones((1, 3), np.float32), np.ones((3, 2), np.float32)
+    monkeypatch.setattr(np, "matmul", None)
+    y = np.empty((1, 2), np.float32)
+    kernels.matmul(x, w, y)
+    np.testing.assert_array_equal(y, [[3, 3]])
+
+
 @pytest.mark.parametrize("rows", [1, kernels.ROWS, kernels.ROWS + 1, 3 * kernels.ROWS])
 def test_gelu(rows):
     x = random(rows, 9, scale=4)

@@ -52,11 +52,15 @@ def test_large_matrices_are_rounded_as_small_ones(monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 100])
-@pytest.mark.parametrize(("n_out", "n_in"), [(1, 5), (2, 3), (333, 64), (1000, 768)])
-def test_products_are_those_of_the_dequantized_matrix(n, n_out, n_in, count, monkeypatch):
+@pytest.mark.parametrize(
+    ("n_out", "n_in", "tile_bytes"),
+    [(1, 5, 2**20), (2, 3, 2**20), (333, 64, 2**16), (1000, 768, 2**20), (100, 768, 2**10)],
+)
+def test_products_are_those_of_the_dequantized_matrix(n, n_out, n_in, tile_bytes, count, monkeypatch):
+    """Of tiles that hold the whole matrix, a few rows, or not even one."""
     monkeypatch.setattr(threads, "count_threads", lambda: count)
     monkeypatch.setattr(kernels, "THREAD_WORTH", 1)
-    monkeypatch.setattr(module, "TILE_BYTES", 2**20)
+    monkeypatch.setattr(module, "TILE_BYTES", tile_bytes)
     values, scales = quantize(random_matrix(n_out, n_in))
     x = random_matrix(n, n_in, seed=1) * 10
     expected = x.astype(np.float64) @ (values * scales.astype(np.float64)[:, None]).T

@@ -188,14 +188,60 @@ def test_logits_are_the_same_with_any_number_of_threads(model, count, monkeypatc
     np.testing.assert_allclose(logits, model.logits(prompt), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("divided", "count")
-def test_sequences_that_are_decoded_together_are_shared_out(model):
-    """Some sequences by each thread, and of a sequence, where that is many positions, some heads."""
+@pytest.fixture
+def batch(model):
+    """Five sequences of different lengths that have been read but for their last tokens: these, caches, and logits."""
     prompts = [np.random.default_rng(i).integers(520, size=20 + i) for i in range(5)]
+    logits = [model.logits(prompt)[-1] for prompt in prompts]
     caches = [Cache(model.hparams) for _ in prompts]
     forward(model.weights, model.hparams, [prompt[:-1] for prompt in prompts], caches)
-    logits = forward(model.weights, model.hparams, [prompt[-1:] for prompt in prompts], caches)
-    np.testing.assert_allclose(logits, [model.logits(prompt)[-1] for prompt in prompts], rtol=1e-5, atol=1e-5)
+    return [prompt[-1:] for prompt in prompts], caches, logits
+
+
+@needs_openblas
+@pytest.mark.usefixtures("divided")
+def test_sequences_that_are_decoded_together_are_shared_out(model, batch, count, monkeypatch):
+    tokens, caches, expected = batch
+    seen, gather = [], model_module.gather
+    monkeypatch.setattr(model_module, "gather", lambda *args: (seen.append(current_thread()), gather(*args)))
+    logits = forward(model.weights, model.hparams, tokens, caches)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+    assert len(seen) == 5 * model.hparams.n_layer
+    assert len(set(seen)) == count
+    seen.clear()
+    forward(model.weights, model.hparams, [np.arange(3), np.arange(2)], caches[:2])
+    assert set(seen) == {current_thread()}, "the heads of several positions are shared out instead"
+
+
+@needs_openblas
+@pytest.mark.usefixtures("divided", "count")
+def test_who_watches_is_called_in_order_by_the_calling_thread(model, batch):
+    tokens, caches, _ = batch
+    calls = []
+
+    def watch(kind, layer, seen):
+        calls.append((kind, layer, seen.shape[-1] if kind == "attention" else 0, current_thread()))
+
+    forward(model.weights, model.hparams, tokens, caches, watch=watch)
+    attention = [("attention", cache.length) for cache in caches]
+    assert calls == [
+        (kind, layer, length, current_thread())
+        for layer in range(model.hparams.n_layer)
+        for kind, length in [*attention, ("residual", 0)]
+    ]
+
+
+@needs_openblas
+@pytest.mark.parametrize(
+    ("width", "rows", "sequences", "expected"),
+    [
+        (768, 1, 1, False), (768, 2, 1, False), (768, 2, 2, True), (768, 4, 1, True), (768, 512, 1, True),
+        (256, 8, 8, False), (256, 64, 1, True), (4096, 1, 1, False),
+    ],
+)  # fmt: skip
+def test_passes_that_are_worth_it_are_shared(width, rows, sequences, expected):
+    with model_module.shared_pass({"wte": np.empty((5, width), np.float32)}, rows, sequences):
+        assert threads.is_sharing() == expected
 
 
 def test_another_blas_computes_the_same(model, monkeypatch):

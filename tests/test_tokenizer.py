@@ -93,30 +93,52 @@ def test_splitting_in_blocks_changes_no_word(text, block):
         assert list(_split(text)) == WORDS.findall(text)
 
 
-PAIRS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=20)
-
-
-@given(PAIRS, st.booleans(), st.text("ab", min_size=1, max_size=40))
-def test_words_of_any_length_merge_in_openai_order_whatever_the_list(pairs, backwards, word):
-    symbols, merges = ["a", "b"], []
-    for left, right in pairs:
-        if left < len(symbols) and right < len(symbols):
-            merges.append((symbols[left], symbols[right]))
-            symbols.append(symbols[left] + symbols[right])
-    merges = list(dict.fromkeys(merges))
-    made_once = len({left + right for left, right in merges}) == len(merges)
-    if backwards:
-        merges.reverse()  # so that tokens can come before their parts
-    symbols = list(dict.fromkeys([*BYTE_CHARACTERS, *symbols]))
+def check_merging(merges, made, word):
+    """A word is merged as by OpenAI's encoder, where tokens of single bytes come first, then those `made`, in order."""
+    symbols = list(dict.fromkeys([*BYTE_CHARACTERS, *made]))
     tokenizer = Tokenizer(
         json.dumps({symbol: i for i, symbol in enumerate(symbols)}).encode(),
         "\n".join(map(" ".join, merges)).encode(),
     )
-    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
     expected = [symbols.index(part) for part in naive.merge(list(word), ranks)]
-    assert tokenizer._in_order == (made_once and not (backwards and len(merges) > 1))
     assert tokenizer.encode(word) == expected
     assert tokenizer._merge_long([symbols.index(letter) for letter in word]) == expected
+
+
+PAIRS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=20)
+
+
+@given(PAIRS, st.booleans(), st.booleans(), st.randoms(use_true_random=False), st.text("ab", min_size=1, max_size=40))
+def test_words_merge_in_openai_order_whatever_the_list(pairs, shuffle_merges, shuffle_ids, random, word):
+    symbols, merges = ["a", "b"], []
+    for left, right in pairs:
+        merges.append((symbols[left % len(symbols)], symbols[right % len(symbols)]))
+        symbols.append("".join(merges[-1]))
+    if shuffle_merges:
+        random.shuffle(merges)  # so that tokens can come before their parts
+    if shuffle_ids:
+        random.shuffle(symbols)
+    check_merging(merges, symbols, word)
+
+
+@pytest.mark.parametrize(
+    ("merges", "made", "word"),
+    [
+        ("b a, aa a, a a", ["ba", "aaa", "aa"], "baaaaaa"),
+        ("bb b, b b, a a, b aa", ["bb", "bbb", "aa", "baa"], "babbabbbbbbb"),
+        ("a b, b c, a b", ["ab", "bc"], "abc"),
+    ],
+    ids=["a token before its parts", "ids that don't rise", "the same merge twice"],
+)
+def test_lists_out_of_order_merge_in_openai_order(merges, made, word):
+    check_merging([tuple(merge.split()) for merge in merges.split(", ")], made, word)
+
+
+def test_gpt2s_vocabulary_is_in_order(gpt2_tokenizer, tokenizer):
+    """So that the faster way is taken."""
+    assert gpt2_tokenizer._in_order
+    assert tokenizer._in_order
 
 
 def test_two_merges_that_make_the_same_token_apply_in_openai_order():
