@@ -151,7 +151,7 @@ def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
     >>> squares
     [0, 1, 4, 9]
     """
-    count = min(count_threads(), n // max(1, least, step)) if _mode.cuts else 1
+    count = min(count_threads(), n // max(least, step)) if _mode.cuts else 1
     if count <= 1:
         work(0, n)
         return
