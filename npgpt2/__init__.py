@@ -9,9 +9,9 @@ This model comes with npgpt2. `npgpt2 download 124M` fetches OpenAI's, `npgpt2 c
 read how GPT-2 works, begin with `model.py`, and look into `kernels.py` for the formulas.
 """
 
-from npgpt2.generation import GPT2, load
+from npgpt2.gpt2 import GPT2, load
+from npgpt2.model import HParams
 from npgpt2.tokenizer import Tokenizer
 from npgpt2.version import __version__
-from npgpt2.weights import HParams
 
 __all__ = ["GPT2", "HParams", "Tokenizer", "__version__", "load"]

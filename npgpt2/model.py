@@ -13,17 +13,55 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.kernels import THREAD_WORTH, Array, causal_attention, gelu, layer_norm, linear
-from npgpt2.threads import share, sharing
-from npgpt2.weights import HParams
+from npgpt2.kernels.kernels import THREAD_WORTH, Array, causal_attention, gelu, layer_norm, linear
+from npgpt2.kernels.threads import share, sharing
 
 Tokens = npt.NDArray[np.intp]
 # Who looks on: called with what there is to see ("attention" or "residual"), the layer, and the array.
 Watch = Callable[[str, int, Array], object]
+
+
+class HParams(NamedTuple):
+    """A model's sizes, under the names that OpenAI's `hparams.json` gives them.
+
+    n_vocab: entries of the vocabulary · n_ctx: positions that the model can see · n_embd: width of the residual
+    stream · n_head: attention heads of a layer · n_layer: layers
+
+    >>> HParams(n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12).n_head
+    12
+    """
+
+    n_vocab: int
+    n_ctx: int
+    n_embd: int
+    n_head: int
+    n_layer: int
+
+
+def variable_shapes(hparams: HParams) -> dict[str, tuple[int, ...]]:
+    """Every variable of a model of these sizes: its name in the checkpoint, without `model/`, and its shape.
+
+    >>> variable_shapes(HParams(50257, 1024, 768, 12, 12))["h11/attn/c_attn/w"]
+    (768, 2304)
+    """
+    C = hparams.n_embd
+    shapes: dict[str, tuple[int, ...]] = {"wte": (hparams.n_vocab, C), "wpe": (hparams.n_ctx, C)}
+    for layer in range(hparams.n_layer):
+        for norm in ("ln_1", "ln_2"):
+            shapes |= {f"h{layer}/{norm}/g": (C,), f"h{layer}/{norm}/b": (C,)}
+        for product, n_in, n_out in (
+            ("attn/c_attn", C, 3 * C),
+            ("attn/c_proj", C, C),
+            ("mlp/c_fc", C, 4 * C),
+            ("mlp/c_proj", 4 * C, C),
+        ):
+            shapes |= {f"h{layer}/{product}/w": (n_in, n_out), f"h{layer}/{product}/b": (n_out,)}
+    return shapes | {"ln_f/g": (C,), "ln_f/b": (C,)}
 
 
 class Cache:

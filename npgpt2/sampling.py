@@ -13,7 +13,7 @@ from math import isfinite
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.kernels import Array
+from npgpt2.kernels.kernels import Array
 
 Ids = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]

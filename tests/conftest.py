@@ -8,8 +8,8 @@ import pytest
 from commands import Stdin
 
 import npgpt2
-from npgpt2 import cli
-from npgpt2.convert import convert
+from npgpt2.cli import main as cli
+from npgpt2.convert.convert import convert
 from npgpt2.model import forward
 
 TESTS = Path(__file__).resolve().parent
@@ -79,7 +79,7 @@ def read(monkeypatch):
     """The numbers of tokens that each sequence of each forward pass read."""
     lengths = []
     monkeypatch.setattr(
-        "npgpt2.generation.forward",
+        "npgpt2.gpt2.forward",
         lambda weights, hparams, tokens, *rest: (
             lengths.append([len(new) for new in tokens]),
             forward(weights, hparams, tokens, *rest),

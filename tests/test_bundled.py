@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import npgpt2
+from npgpt2.model import HParams, variable_shapes
 from npgpt2.models import BUNDLED_FILE, MODELS, installed_models
-from npgpt2.weights import HParams, variable_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,7 +62,7 @@ def test_it_has_read_stories(storyteller):
 def test_a_hundred_tokens_take_less_than_100_mb():
     program = """if True:
         import sys
-        from npgpt2.cli import main
+        from npgpt2.cli.main import main
         main(["generate", "Once upon a time", "--length", "100"])
         print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")), file=sys.stderr)
     """
@@ -114,5 +114,11 @@ def test_the_wheel_holds_the_package_and_the_model_with_its_vocabulary_and_nothi
             assert {"hparams.json", "encoder.json", "vocab.bpe"} <= set(model.namelist())
     about = f"npgpt2-{npgpt2.__version__}.dist-info/"
     package = {f"npgpt2/{path.relative_to(ROOT / 'npgpt2').as_posix()}" for path in (ROOT / "npgpt2").rglob("*.py")}
-    package |= {"npgpt2/py.typed", "npgpt2/report.html", "npgpt2/models/README.md", "npgpt2/models/storyteller.npz"}
+    package |= {
+        "npgpt2/py.typed",
+        "npgpt2/README.md",
+        "npgpt2/study/report.html",
+        "npgpt2/models/README.md",
+        "npgpt2/models/storyteller.npz",
+    }
     assert {name for name in names if not name.startswith(about)} == package

@@ -14,8 +14,16 @@ import pytest
 import writers
 from writers import assemble, block, entry, field, header, sealed, table, varint
 
-from npgpt2.checkpoint import INDEX_LIMIT, KEY_LIMIT, KEYS_LIMIT, RANK_LIMIT, Checkpoint, find_prefix, read_table
-from npgpt2.convert import widen
+from npgpt2.convert.checkpoint import (
+    INDEX_LIMIT,
+    KEY_LIMIT,
+    KEYS_LIMIT,
+    RANK_LIMIT,
+    Checkpoint,
+    find_prefix,
+    read_table,
+)
+from npgpt2.convert.convert import widen
 
 
 def write_index(folder, contents):

@@ -12,8 +12,8 @@ import pytest
 from commands import failed
 
 import npgpt2
-from npgpt2 import cli
-from npgpt2.arguments import build_parser, parse_arguments
+from npgpt2.cli import main as cli
+from npgpt2.cli.arguments import build_parser, parse_arguments
 from npgpt2.models import BUNDLED_FILE
 
 HEADER = f"{'=' * 40} SAMPLE {{}} {'=' * 40}\n"
@@ -433,7 +433,7 @@ def served(fixtures, monkeypatch):
         fetched.append((name, base_url))
 
     fetched = []
-    monkeypatch.setattr("npgpt2.download.fetch_checkpoint", fetch_checkpoint)
+    monkeypatch.setattr("npgpt2.convert.download.fetch_checkpoint", fetch_checkpoint)
     return fetched
 
 

@@ -13,9 +13,10 @@ import writers
 from writers import SMALL, as_saved, hf_tensors, random_arrays, write_checkpoint, write_hugging_face, write_openai
 
 import npgpt2
-from npgpt2 import weights
-from npgpt2.convert import convert, widen
-from npgpt2.weights import HParams, Weights
+from npgpt2.convert.convert import convert, widen
+from npgpt2.model import HParams, variable_shapes
+from npgpt2.weights import reader as weights
+from npgpt2.weights.reader import Weights
 
 
 def assert_holds(path, arrays):
@@ -68,7 +69,7 @@ def test_what_convert_says(fixtures, tmp_path):
     converted = convert(fixtures / "tiny", tmp_path / "m.npz")
     assert converted.path == tmp_path / "m.npz"
     assert converted.hparams == Weights(converted.path).hparams
-    assert vars(converted.hparams) == json.loads((fixtures / "tiny" / "hparams.json").read_text())
+    assert converted.hparams._asdict() == json.loads((fixtures / "tiny" / "hparams.json").read_text())
     assert converted.has_vocabulary
     assert not convert(fixtures / "finetuned", tmp_path / "m.npz").has_vocabulary
 
@@ -257,7 +258,7 @@ def test_heads_are_asked_for_where_no_file_says_them(fails, tmp_path):
     fails(ValueError, r"run: has no hparams\.json; say how many heads the model has with --n-head N", source)
     for n_head in (3, 0, -1):
         fails(ValueError, r"n_head", source, n_head=n_head)
-    assert convert(source, n_head=4).hparams == HParams(**{**vars(SMALL), "n_head": 4})
+    assert convert(source, n_head=4).hparams == HParams(**{**SMALL._asdict(), "n_head": 4})
     assert_holds(tmp_path / "run.npz", random_arrays())
 
 
@@ -270,7 +271,7 @@ def test_heads_must_be_those_of_hparams_json(fails, tmp_path):
 @pytest.mark.parametrize("n_layer", [1, 3, 2**31 - 1])
 def test_layers_must_be_those_of_hparams_json(n_layer, fails, tmp_path):
     message = f"holds 2 layers, but n_layer is {n_layer} in its hyperparameters"
-    hparams = HParams(**{**vars(SMALL), "n_layer": n_layer})
+    hparams = HParams(**{**SMALL._asdict(), "n_layer": n_layer})
     fails(ValueError, message, write_openai(tmp_path / "run", hparams=hparams))
     config = writers.CONFIG | {"n_layer": n_layer}
     fails(ValueError, message, write_hugging_face(tmp_path / "hf", config=config))
@@ -278,7 +279,7 @@ def test_layers_must_be_those_of_hparams_json(n_layer, fails, tmp_path):
 
 @pytest.mark.parametrize("name", ["n_vocab", "n_ctx", "n_embd"])
 def test_sizes_must_be_those_of_hparams_json(name, fails, tmp_path):
-    hparams = HParams(**{**vars(SMALL), name: 2**31 - 2})
+    hparams = HParams(**{**SMALL._asdict(), name: 2**31 - 2})
     message = r"variable \w+ has shape \(.*\), where \(.*\) is expected \(HParams\(.*\)\)"
     fails(ValueError, message, write_openai(tmp_path / "run", hparams=hparams))
 
@@ -403,7 +404,7 @@ def test_interrupting_leaves_no_file(fixtures, tmp_path, monkeypatch):
 def test_memory_is_that_of_the_largest_variable(dtype, tmp_path, allocated_peak, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda number: None)  # only memory is of interest here
     hparams = HParams(n_vocab=8192, n_ctx=8192, n_embd=768, n_head=2, n_layer=1)
-    sizes = {name: np.zeros(shape, np.float32) for name, shape in weights.variable_shapes(hparams).items()}
+    sizes = {name: np.zeros(shape, np.float32) for name, shape in variable_shapes(hparams).items()}
     largest = sizes["wte"].nbytes
     assert sizes["wpe"].nbytes == largest == 24 * 2**20
     if dtype == "safetensors":

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from npgpt2.crc32c import CRC_CHUNK, CRC_DISTANCES, crc32c, unmask
+from npgpt2.convert.crc32c import CRC_CHUNK, CRC_DISTANCES, crc32c, unmask
 
 # x^32 + x^28 + … + 1, the highest power as the highest bit.
 CASTAGNOLI = 0x11EDC6F41

@@ -14,8 +14,9 @@ import pytest
 from commands import Stdin
 
 import npgpt2
-from npgpt2 import cli, download
-from npgpt2.arguments import build_parser
+from npgpt2.cli import main as cli
+from npgpt2.cli.arguments import build_parser
+from npgpt2.convert import download
 
 MODULES = [f"npgpt2.{module.name}" for module in pkgutil.iter_modules(npgpt2.__path__) if module.name != "__main__"]
 
@@ -41,7 +42,14 @@ def public(module):
 
 @pytest.mark.parametrize(
     "name",
-    ["npgpt2.generation", "npgpt2.kernels", "npgpt2.sampling", "npgpt2.tokenizer", "npgpt2.trace", "npgpt2.report"],
+    [
+        "npgpt2.gpt2",
+        "npgpt2.kernels.kernels",
+        "npgpt2.sampling",
+        "npgpt2.tokenizer",
+        "npgpt2.study.trace",
+        "npgpt2.study.report",
+    ],
 )
 def test_what_the_library_offers_is_documented(name):
     undocumented = [thing for thing, value in public(importlib.import_module(name)) if not value.__doc__]
@@ -137,7 +145,7 @@ def test_the_demo_prints_what_the_readme_shows(root, readme, capsys, monkeypatch
 def test_the_card_of_the_bundled_model_has_its_sizes(root):
     card = (root / "npgpt2" / "models" / "README.md").read_text("utf-8")
     bundled = npgpt2.load()
-    for name, value in (*vars(bundled.hparams).items(), ("parameters", bundled.weights.parameters)):
+    for name, value in (*bundled.hparams._asdict().items(), ("parameters", bundled.weights.parameters)):
         assert re.search(rf"^\| `?{name}`? \| {value:,} \|", card, re.MULTILINE)
 
 

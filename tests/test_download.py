@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from npgpt2 import download
+from npgpt2.convert import download
 
 BODY = bytes(range(256)) * 40
 NAME = "model.ckpt.meta"

@@ -20,12 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writers import SMALL, VOCABULARY, random_arrays
 
-from npgpt2 import weights, writer
-from npgpt2.checkpoint import Entry, find_prefix, read_table
-from npgpt2.convert import convert
-from npgpt2.huggingface import HuggingFaceModel, read_tokenizer
+from npgpt2.convert.checkpoint import Entry, find_prefix, read_table
+from npgpt2.convert.convert import convert
+from npgpt2.convert.huggingface import HuggingFaceModel, read_tokenizer
 from npgpt2.tokenizer import Tokenizer
-from npgpt2.weights import HParams, Weights
+from npgpt2.weights import reader as weights
+from npgpt2.weights import writer
+from npgpt2.weights.hparams import parse_hparams
+from npgpt2.weights.reader import Weights
 
 CASES = 300  # of each kind
 SECONDS = 5
@@ -207,7 +209,7 @@ def model_file(request, tmp_path):
         savez(path, **random_arrays())
         with zipfile.ZipFile(path, "a") as archive:
             for name, text in zip(
-                ("hparams.json", *weights.VOCABULARY_FILES), (json.dumps(vars(SMALL)), *VOCABULARY), strict=True
+                ("hparams.json", *weights.VOCABULARY_FILES), (json.dumps(SMALL._asdict()), *VOCABULARY), strict=True
             ):
                 archive.writestr(name, text)
 
@@ -319,14 +321,14 @@ def test_any_bytes_as_an_entry(data):
 @FIXED
 @given(st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_as_hparams(data):
-    refuses_or_not(HParams.from_json, data, "here")
+    refuses_or_not(parse_hparams, data, "here")
 
 
 @FIXED
-@given(st.fixed_dictionaries({name: JSON | st.integers(1, 5) for name in vars(SMALL)}))
+@given(st.fixed_dictionaries({name: JSON | st.integers(1, 5) for name in SMALL._asdict()}))
 def test_any_values_as_hparams(values):
-    hparams = refuses_or_not(HParams.from_json, json.dumps(values).encode(), "here")
-    assert hparams is None or vars(hparams) == values
+    hparams = refuses_or_not(parse_hparams, json.dumps(values).encode(), "here")
+    assert hparams is None or hparams._asdict() == values
 
 
 @pytest.fixture(scope="module")

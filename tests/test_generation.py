@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import npgpt2
-from npgpt2.model import Cache, forward
+from npgpt2.model import Cache, forward, variable_shapes
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +115,10 @@ def test_a_window_of_a_single_position_works(tmp_path):
 
 
 def random_model(hparams, folder):
-    from npgpt2 import weights, writer
+    from npgpt2.weights import writer
 
     rng = np.random.default_rng(0)
-    shapes = weights.variable_shapes(hparams)
+    shapes = variable_shapes(hparams)
     arrays = ((name, rng.standard_normal(shape, dtype=np.float32)) for name, shape in shapes.items())
     writer.write(folder / "random.npz", hparams, arrays, None)
     return npgpt2.load(folder / "random.npz")
@@ -127,7 +127,7 @@ def random_model(hparams, folder):
 def test_memory_stays_the_cache_s_however_much_is_generated(model, monkeypatch):
     """A sequence keeps one cache, which grows to n_ctx and no further."""
     caches = set()
-    monkeypatch.setattr("npgpt2.generation.forward", lambda *args: (caches.update(map(id, args[3])), forward(*args))[1])
+    monkeypatch.setattr("npgpt2.gpt2.forward", lambda *args: (caches.update(map(id, args[3])), forward(*args))[1])
     model.generate_tokens([1, 2], length=3 * model.hparams.n_ctx)
     assert len(caches) == 1
 
@@ -231,7 +231,7 @@ def test_long_prompts_of_several_samples_are_read_once_from_their_end(model, rea
 
 def test_samples_that_end_early_leave_the_batch(model, monkeypatch):
     sizes = []
-    monkeypatch.setattr("npgpt2.generation.forward", lambda *args: (sizes.append(len(args[2])), forward(*args))[1])
+    monkeypatch.setattr("npgpt2.gpt2.forward", lambda *args: (sizes.append(len(args[2])), forward(*args))[1])
     settings = {"length": 60, "temperature": 2.0, "seed": 3, "stop": ["\n", "."]}
     texts = list(model.samples("So", nsamples=5, batch_size=5, **settings))
     assert texts == ["".join(model.stream("So", sample=i, **settings)) for i in range(5)]
@@ -325,10 +325,10 @@ def test_a_model_without_a_vocabulary_says_so_where_text_is_needed(tmp_path):
 
 
 def test_a_model_with_another_s_vocabulary_says_so(fixtures, tmp_path):
-    from npgpt2 import weights, writer
+    from npgpt2.weights import writer
 
     hparams = npgpt2.HParams(n_vocab=9, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
-    arrays = ((name, np.zeros(shape, np.float32)) for name, shape in weights.variable_shapes(hparams).items())
+    arrays = ((name, np.zeros(shape, np.float32)) for name, shape in variable_shapes(hparams).items())
     texts = tuple((fixtures / "tiny" / name).read_bytes() for name in ("encoder.json", "vocab.bpe"))
     writer.write(tmp_path / "model.npz", hparams, arrays, texts)
     with pytest.raises(ValueError, match="the vocabulary has 520 entries, but n_vocab is 9"):
@@ -413,10 +413,10 @@ def test_a_checkpoint_in_the_models_folder_that_was_not_converted_is_pointed_out
 
 
 def test_weights_that_overflow_are_reported_and_not_sampled_from(tmp_path):
-    from npgpt2 import weights, writer
+    from npgpt2.weights import writer
 
     hparams = npgpt2.HParams(n_vocab=9, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
-    arrays = ((name, np.full(shape, 1e30, np.float32)) for name, shape in weights.variable_shapes(hparams).items())
+    arrays = ((name, np.full(shape, 1e30, np.float32)) for name, shape in variable_shapes(hparams).items())
     writer.write(tmp_path / "model.npz", hparams, arrays, None)
     with pytest.raises(ValueError, match="its weights are too large or broken"):
         npgpt2.load(tmp_path / "model.npz").generate_tokens([1])

@@ -8,8 +8,9 @@ import re
 import pytest
 
 import npgpt2
-from npgpt2 import kernels, model
-from npgpt2.weights import HParams
+from npgpt2 import model
+from npgpt2.kernels import kernels
+from npgpt2.model import HParams
 
 # What OpenAI's code defines, file by file.
 OPENAI = {
@@ -87,7 +88,7 @@ def test_every_function_of_the_forward_pass_is_linked(prose):
     for module in (kernels, model):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ == module.__name__:
-                assert f"[`{name}`]({module.__name__.removeprefix('npgpt2.')}.py)" in prose
+                assert f"[`{name}`]({module.__name__.removeprefix('npgpt2.').replace('.', '/')}.py)" in prose
 
 
 def test_every_step_says_where_openai_does_the_same(prose):

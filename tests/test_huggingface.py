@@ -17,8 +17,8 @@ from writers import (
 )
 
 import npgpt2
-from npgpt2.convert import convert, widen
-from npgpt2.huggingface import (
+from npgpt2.convert.convert import convert, widen
+from npgpt2.convert.huggingface import (
     HEADER_LIMIT,
     HuggingFaceModel,
     read_config,
@@ -26,8 +26,9 @@ from npgpt2.huggingface import (
     read_tokenizer,
     to_checkpoint_name,
 )
+from npgpt2.model import variable_shapes
 from npgpt2.tokenizer import Tokenizer
-from npgpt2.weights import Weights, variable_shapes
+from npgpt2.weights.reader import Weights
 
 
 def read_all(folder):

@@ -4,7 +4,7 @@ import naive
 import numpy as np
 import pytest
 
-from npgpt2 import kernels, threads
+from npgpt2.kernels import kernels, threads
 
 
 def random(*shape, seed=0, scale=1.0):

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npgpt2
-from npgpt2 import lookup
-from npgpt2.lookup import CONTEXT, LONGEST_GUESS, Lookup
-from npgpt2.weights import HParams, variable_shapes
-from npgpt2.writer import write
+from npgpt2.engine import guesses as lookup
+from npgpt2.engine.guesses import CONTEXT, LONGEST_GUESS, Lookup
+from npgpt2.model import HParams, variable_shapes
+from npgpt2.weights.writer import write
 
 LOOP = "one two three four five six seven eight nine ten "
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 import npgpt2
-from npgpt2.convert import convert
-from npgpt2.model import Cache, forward
-from npgpt2.weights import HParams, variable_shapes
+from npgpt2.convert.convert import convert
+from npgpt2.model import Cache, HParams, forward, variable_shapes
 
 FIXTURES = ["tiny", "finetuned", "dtypes", "hf", "hf-sharded", "tiny in int8"]
 
@@ -128,7 +127,7 @@ def test_a_fork_fills_a_copy_of_the_cache():
     program = """if True:
         import os, sys
         from npgpt2.model import Cache
-        from npgpt2.weights import HParams
+        from npgpt2.model import HParams
         cache = Cache(HParams(n_vocab=5, n_ctx=4, n_embd=2, n_head=1, n_layer=1))
         if not os.fork():
             cache.k[:] = 1

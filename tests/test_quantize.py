@@ -9,12 +9,13 @@ import pytest
 from writers import SMALL, VOCABULARY, random_arrays
 
 import npgpt2
-from npgpt2 import kernels, threads, writer
-from npgpt2 import quantize as module
-from npgpt2.convert import convert
-from npgpt2.kernels import linear
-from npgpt2.quantize import Quantized, QuantizedRows, quantize
-from npgpt2.weights import Weights
+from npgpt2.convert.convert import convert
+from npgpt2.kernels import int8 as module
+from npgpt2.kernels import kernels, threads
+from npgpt2.kernels.int8 import Quantized, QuantizedRows, quantize
+from npgpt2.kernels.kernels import linear
+from npgpt2.weights import writer
+from npgpt2.weights.reader import Weights
 
 
 def random_matrix(n_out, n_in, seed=0):
@@ -185,7 +186,7 @@ def changed(change):
 def test_files_that_hold_something_else_are_refused(change, message, tmp_path):
     np.savez(tmp_path / "m.npz", **changed(change))
     with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
-        archive.writestr("hparams.json", json.dumps(vars(SMALL)))
+        archive.writestr("hparams.json", json.dumps(SMALL._asdict()))
     with pytest.raises(ValueError, match=message):
         naive.dequantized(Weights(tmp_path / "m.npz"))
 
@@ -194,7 +195,7 @@ def test_files_that_numpy_wrote_are_read_too(small8, tmp_path):
     for savez in (np.savez, np.savez_compressed):
         savez(tmp_path / "m.npz", **changed(lambda arrays: None))
         with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
-            archive.writestr("hparams.json", json.dumps(vars(SMALL)))
+            archive.writestr("hparams.json", json.dumps(SMALL._asdict()))
         for ours, theirs in zip(
             naive.dequantized(Weights(tmp_path / "m.npz")).values(),
             naive.dequantized(Weights(small8)).values(),

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import npgpt2
-from npgpt2 import kernels, report
 from npgpt2 import model as forward_pass
-from npgpt2.report import EXACT, SHOWN, forward_steps, make_report
+from npgpt2.kernels import kernels
 from npgpt2.sampling import Sampler
-from npgpt2.trace import Trace
+from npgpt2.study import report
+from npgpt2.study.report import EXACT, SHOWN, forward_steps, make_report
+from npgpt2.study.trace import Trace
 
 HOSTILE = """</script><img src=x onerror=alert(1)><!--<script>{{data}}{{policy}}\u2028'"`&lt;"""
 

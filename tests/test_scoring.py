@@ -10,7 +10,7 @@ from commands import failed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgpt2.scoring import POSITIONS, Score, surprises
+from npgpt2.study.score import POSITIONS, Score, surprises
 
 
 def by_hand(model, tokens, stride):
@@ -53,7 +53,8 @@ def test_only_the_logits_that_are_needed_are_computed_at_once(model, monkeypatch
     from npgpt2.model import forward
 
     monkeypatch.setattr(
-        "npgpt2.scoring.forward", lambda *args, **more: (shapes.append((out := forward(*args, **more)).shape), out)[1]
+        "npgpt2.study.score.forward",
+        lambda *args, **more: (shapes.append((out := forward(*args, **more)).shape), out)[1],
     )
     list(surprises(model.weights, model.hparams, random_tokens(model, 1000)))
     assert max(rows for rows, _ in shapes) == POSITIONS

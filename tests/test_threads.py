@@ -13,8 +13,8 @@ from threading import Event, Thread, current_thread
 import numpy as np
 import pytest
 
-from npgpt2 import kernels, threads
 from npgpt2 import model as model_module
+from npgpt2.kernels import kernels, threads
 from npgpt2.model import Cache, forward
 
 needs_openblas = pytest.mark.skipif(threads.openblas() is None, reason="NumPy doesn't compute with OpenBLAS here")
@@ -295,7 +295,7 @@ def test_a_pass_of_one_row_leaves_its_products_to_blas(model, shared_out):
 @pytest.mark.parametrize(("variable", "value"), [("OPENBLAS_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1")])
 def test_the_number_of_threads_is_that_of_blas(variable, value):
     environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
-    program = [sys.executable, "-c", "from npgpt2.threads import count_threads; print(count_threads())"]
+    program = [sys.executable, "-c", "from npgpt2.kernels.threads import count_threads; print(count_threads())"]
     assert subprocess.check_output(program, env=environment | {variable: value}, text=True) == f"{value}\n"
     assert int(subprocess.check_output(program, env=environment)) <= os.cpu_count()
 
@@ -305,7 +305,7 @@ def test_the_number_of_threads_is_that_of_blas(variable, value):
 def test_a_fork_has_threads_of_its_own():
     program = """if True:
         import os, sys
-        from npgpt2 import threads
+        from npgpt2.kernels import threads
         threads.count_threads = lambda: 3
         def parts():
             done = []

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt2 import tokenizer as module
-from npgpt2.streaming import TextStream
+from npgpt2.engine.text import TextStream
 from npgpt2.tokenizer import ASCII_WORDS, BYTE_CHARACTERS, CACHED_LENGTH, CACHED_WORDS, WORDS, Tokenizer, _Cache, _split
 
 

@@ -6,8 +6,8 @@ import pytest
 
 import npgpt2
 from npgpt2 import model as forward_pass
-from npgpt2 import threads
-from npgpt2.kernels import QUERY_BLOCK, causal_attention
+from npgpt2.kernels import threads
+from npgpt2.kernels.kernels import QUERY_BLOCK, causal_attention
 
 
 def random_tokens(model, length):

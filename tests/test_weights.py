@@ -18,8 +18,10 @@ import pytest
 import writers
 from writers import SMALL, VOCABULARY, patched, random_arrays
 
-from npgpt2 import weights, writer
-from npgpt2.weights import CHUNK, HParams, Weights, variable_shapes
+from npgpt2.model import HParams, variable_shapes
+from npgpt2.weights import reader as weights
+from npgpt2.weights import writer
+from npgpt2.weights.reader import CHUNK, Weights
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def by_numpy(arrays, savez=np.savez, hparams=SMALL, drop=(), **more):
     savez(file, **{name: array for name, array in arrays.items() if name not in drop}, **more)
     with zipfile.ZipFile(file, "a") as archive:
         if hparams is not None:
-            text = hparams if isinstance(hparams, bytes) else json.dumps(vars(hparams)).encode()
+            text = hparams if isinstance(hparams, bytes) else json.dumps(hparams._asdict()).encode()
             archive.writestr("hparams.json", text)
     return file.getvalue()
 
@@ -80,7 +82,7 @@ def test_the_file_opens_with_plain_numpy(small):
         for name, array in arrays.items():
             assert loaded[name].dtype == np.float32
             np.testing.assert_array_equal(loaded[name], array)
-        assert json.loads(loaded["hparams.json"]) == vars(SMALL)
+        assert json.loads(loaded["hparams.json"]) == SMALL._asdict()
 
 
 def test_the_trained_model_opens_with_plain_numpy(tiny):
@@ -331,7 +333,7 @@ def test_pickles_are_refused_unopened(opened):
         opened(by_numpy(changed("wpe", array)))
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("hparams.json", json.dumps(vars(SMALL)))
+        archive.writestr("hparams.json", json.dumps(SMALL._asdict()))
         for name in variable_shapes(SMALL):
             archive.writestr(f"{name}.npy", pickle.dumps(Exploding()))
     with pytest.raises(ValueError, match="variable wte can't be read"):
@@ -384,27 +386,27 @@ def test_missing_hparams_are_named(opened):
         opened(by_numpy(random_arrays(), hparams=None))
 
 
-@pytest.mark.parametrize("name", list(vars(SMALL)))
+@pytest.mark.parametrize("name", list(SMALL._asdict()))
 @pytest.mark.parametrize(
     "value", [1.0, True, "8", 0, -1, 10**30, 2**31, None, [8], {}, float("nan"), float("inf"), "x" * 10**6]
 )
 def test_hparams_with_silly_values_are_refused(name, value, opened):
-    text = json.dumps(vars(SMALL) | {name: value}).encode()
+    text = json.dumps(SMALL._asdict() | {name: value}).encode()
     with pytest.raises(ValueError, match=f"hparams.json: {name} is .*, where a whole number of at least 1") as caught:
         opened(by_numpy(random_arrays(), hparams=text))
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("name", list(vars(SMALL)))
+@pytest.mark.parametrize("name", list(SMALL._asdict()))
 def test_hparams_that_are_missing_are_named(name, opened):
-    text = json.dumps({key: value for key, value in vars(SMALL).items() if key != name}).encode()
+    text = json.dumps({key: value for key, value in SMALL._asdict().items() if key != name}).encode()
     with pytest.raises(ValueError, match=f"hparams.json: {name} is missing"):
         opened(by_numpy(random_arrays(), hparams=text))
 
 
 @pytest.mark.parametrize("depth", [100, 300, 500, 700, 900, 950, 10_000, 100_000])
 def test_deeply_nested_hparams_are_refused(depth, opened):
-    text = json.dumps(vars(SMALL)).replace("11", "[" * depth + "]" * depth).encode()
+    text = json.dumps(SMALL._asdict()).replace("11", "[" * depth + "]" * depth).encode()
     with pytest.raises(ValueError, match=r"n_vocab is|not valid JSON"):
         opened(by_numpy(random_arrays(), hparams=text))
 
@@ -416,20 +418,20 @@ def test_hparams_that_are_no_json_object_are_refused(text, opened):
 
 
 def test_heads_that_do_not_divide_the_width_are_refused(opened):
-    text = json.dumps(vars(SMALL) | {"n_head": 3}).encode()
+    text = json.dumps(SMALL._asdict() | {"n_head": 3}).encode()
     with pytest.raises(ValueError, match=r"hparams\.json: n_embd 8 can't be divided among n_head 3 heads"):
         opened(by_numpy(random_arrays(), hparams=text))
 
 
 @pytest.mark.parametrize("n_layer", [3, 1000, 2**31 - 1])
 def test_more_layers_than_the_file_holds_are_refused(n_layer, opened):
-    text = json.dumps(vars(SMALL) | {"n_layer": n_layer}).encode()
+    text = json.dumps(SMALL._asdict() | {"n_layer": n_layer}).encode()
     with pytest.raises(ValueError, match=r"h2/ln_1/g\.npy is missing|n_layer is \d+, but it holds 29 members"):
         opened(by_numpy(random_arrays(), hparams=text))
 
 
 def test_further_entries_of_hparams_are_passed_over(opened):
-    text = json.dumps(vars(SMALL) | {"n_inner": None, "author": "x"}).encode()
+    text = json.dumps(SMALL._asdict() | {"n_inner": None, "author": "x"}).encode()
     assert opened(by_numpy(random_arrays(), hparams=text)).hparams == SMALL
 
 
@@ -559,7 +561,7 @@ def bomb(name, size, deflated, claim):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED) as archive:
         if name != "hparams.json":
-            archive.writestr("hparams.json", json.dumps(vars(SMALL)))
+            archive.writestr("hparams.json", json.dumps(SMALL._asdict()))
         archive.writestr(name, b" " * size)
     return patched(file.getvalue(), name, size=claim)
 
@@ -591,7 +593,7 @@ def with_npy_header(text, magic=b"\x93NUMPY\x01\x00", length=None):
     text = text if isinstance(text, bytes) else text.encode()
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("hparams.json", json.dumps(vars(SMALL)))
+        archive.writestr("hparams.json", json.dumps(SMALL._asdict()))
         for name, array in random_arrays().items():
             buffer = io.BytesIO()
             np.save(buffer, array)
@@ -714,7 +716,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from npgpt2 import writer
+from npgpt2.weights import writer
 from writers import SMALL, random_arrays
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
 try:

@@ -6,8 +6,8 @@ import struct
 
 import numpy as np
 
-from npgpt2.crc32c import crc32c
-from npgpt2.weights import HParams, variable_shapes
+from npgpt2.convert.crc32c import crc32c
+from npgpt2.model import HParams, variable_shapes
 
 # ---- TensorFlow's checkpoints: LevelDB's table_format.md, TensorFlow's tensor_bundle.proto
 
@@ -229,6 +229,6 @@ def write_openai(folder, arrays=None, hparams=SMALL, prefix="model.ckpt", **more
     folder.mkdir(exist_ok=True)
     write_checkpoint(folder / prefix, as_saved(arrays or random_arrays()), **more)
     if hparams is not None:
-        (folder / "hparams.json").write_text(json.dumps(vars(hparams)))
+        (folder / "hparams.json").write_text(json.dumps(hparams._asdict()))
     (folder / "checkpoint").write_text(f'model_checkpoint_path: "{prefix}"\n')
     return folder

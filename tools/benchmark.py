@@ -42,12 +42,12 @@ import numpy as np
 from engines import ENGINES, TOKENIZERS, missing_packages
 
 import npgpt2
-from npgpt2.continuation import Continuation
-from npgpt2.lookup import Lookup
+from npgpt2.engine.continuation import Continuation
+from npgpt2.engine.guesses import Lookup
+from npgpt2.kernels.threads import count_threads
+from npgpt2.model import HParams, variable_shapes
 from npgpt2.sampling import Sampler, random_generator
-from npgpt2.threads import count_threads
 from npgpt2.tokenizer import BYTE_CHARACTERS, END_OF_TEXT
-from npgpt2.weights import HParams, variable_shapes
 
 THREADS = count_threads()
 ENGINES_PROGRAM = Path(__file__).with_name("engines.py")

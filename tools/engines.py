@@ -35,7 +35,7 @@ PROMPT = [464, 3290, 318]  # "The dog is" in GPT-2's vocabulary
 
 def open_npgpt2(folder, dtype, threads):
     from npgpt2 import load
-    from npgpt2.continuation import Continuation
+    from npgpt2.engine.continuation import Continuation
     from npgpt2.sampling import Sampler, random_generator
 
     model, sampler = load(folder / ("model-int8.npz" if dtype == "int8" else "model.npz")), Sampler()
@@ -355,7 +355,7 @@ def main(action, engine, dtype, folder, threads, length=1):
     if action == "once":
         return generate([PROMPT], int(length), lambda tokens: None)
     # Guesses would make ours faster by what its own text repeats, which is measured by itself.
-    from npgpt2.lookup import Lookup
+    from npgpt2.engine.guesses import Lookup
 
     Lookup.guess = lambda self: []
     n_vocab = json.loads((folder / "hparams.json").read_text())["n_vocab"]

@@ -13,9 +13,10 @@ import shutil
 import numpy as np
 import pytest
 
-from npgpt2 import cli, load
-from npgpt2.report import make_report
+from npgpt2 import load
+from npgpt2.cli import main as cli
 from npgpt2.sampling import Sampler
+from npgpt2.study.report import make_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, which drives the browser")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402

@@ -13,9 +13,9 @@ import pytest
 import tensorflow as tf
 from distributions import probabilities
 
-from npgpt2.checkpoint import Checkpoint, find_prefix
-from npgpt2.convert import widen
-from npgpt2.crc32c import crc32c
+from npgpt2.convert.checkpoint import Checkpoint, find_prefix
+from npgpt2.convert.convert import widen
+from npgpt2.convert.crc32c import crc32c
 from npgpt2.sampling import Sampler
 
 tf1 = tf.compat.v1

@@ -5,7 +5,6 @@ transformers saves them, the logits and tokens that both compute, and the distri
 from __future__ import annotations
 
 import json
-from dataclasses import astuple
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import npgpt2
-from npgpt2.convert import convert
-from npgpt2.huggingface import to_checkpoint_name
-from npgpt2.kernels import layer_norm
+from npgpt2.convert.convert import convert
+from npgpt2.convert.huggingface import to_checkpoint_name
+from npgpt2.kernels.kernels import layer_norm
 from npgpt2.model import Cache, forward
 from npgpt2.sampling import Sampler
-from npgpt2.scoring import surprises
+from npgpt2.study.score import surprises
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -122,7 +121,7 @@ def test_bits_are_the_loss_that_transformers_computes_on_the_same_windows(pair):
 def test_the_bundled_model_is_a_gpt2_to_transformers_too():
     """Its logits at all positions of a full window, and of the float16 numbers that its file holds."""
     ours = npgpt2.load()
-    theirs = make_model(*astuple(ours.hparams))
+    theirs = make_model(*tuple(ours.hparams))
     tensors = {}
     for name in theirs.state_dict():
         if name != "lm_head.weight":
@@ -140,7 +139,7 @@ def test_the_bundled_model_is_a_gpt2_to_transformers_too():
 def test_hyperparameters_are_those_of_the_config(pair):
     config = pair.theirs.config
     theirs = (config.vocab_size, config.n_positions, config.n_embd, config.n_head, config.n_layer)
-    assert astuple(pair.ours.hparams) == theirs
+    assert tuple(pair.ours.hparams) == theirs
 
 
 def test_logits_of_a_sequence_are_those_of_transformers(pair):
@@ -237,7 +236,7 @@ def test_greedy_tokens_are_those_of_transformers(pair):
 @pytest.fixture(scope="module")
 def trained(model):
     """The fixture that TensorFlow trained, which has text to say and an end to it, in transformers."""
-    theirs = transformers.GPT2LMHeadModel(make_config(*astuple(model.hparams))).eval()
+    theirs = transformers.GPT2LMHeadModel(make_config(*tuple(model.hparams))).eval()
     with torch.no_grad():
         for name, parameter in theirs.transformer.named_parameters():
             parameter.copy_(torch.tensor(model.weights[to_checkpoint_name(name)]))

@@ -14,10 +14,9 @@ from math import exp, inf, log
 
 import numpy as np
 
-from npgpt2.kernels import Array
-from npgpt2.model import Cache, forward
+from npgpt2.kernels.kernels import Array
+from npgpt2.model import Cache, HParams, forward
 from npgpt2.sampling import Ids, check_finite
-from npgpt2.weights import HParams
 
 # Positions whose logits are computed together: in 124M, those of a whole window would take 200 MB.
 POSITIONS = 64

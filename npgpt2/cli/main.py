@@ -17,13 +17,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from npgpt2 import GPT2, Tokenizer, load
-from npgpt2.arguments import parse_arguments
-from npgpt2.continuation import Prefix
+from npgpt2.cli.arguments import parse_arguments
+from npgpt2.engine.continuation import Prefix
 from npgpt2.files import decode_utf8, read_text_pieces, replacing
 from npgpt2.models import ALIASES, BUNDLED, MODELS, find_model, installed_models, models_folder
 from npgpt2.sampling import Sampler
-from npgpt2.scoring import Score
-from npgpt2.weights import Weights
+from npgpt2.study.score import Score
+from npgpt2.weights.reader import Weights
 
 Write = Callable[[str], object]
 
@@ -160,7 +160,7 @@ def run_interactive(args: argparse.Namespace) -> None:
 def run_encode(args: argparse.Namespace) -> None:
     tokenizer = open_tokenizer(args)
     if args.output is not None:
-        from npgpt2.dataset import write_dataset
+        from npgpt2.convert.dataset import write_dataset
 
         files, tokens = write_dataset(args.output, args.text, tokenizer, args.combine)
         print(f"{args.output}: {tokens:,} tokens from {files:,} files")
@@ -236,7 +236,7 @@ def run_next(args: argparse.Namespace) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> None:
-    from npgpt2.report import make_report
+    from npgpt2.study.report import make_report
 
     prompt = read_text(args.prompt, args.file)
     model = load(args.model, args.models_dir)
@@ -258,7 +258,7 @@ def run_info(args: argparse.Namespace) -> None:
     vocabulary = f"{len(model.tokenizer):,} tokens" if model.weights.vocabulary() else "none (give convert --vocab DIR)"
     rows = {
         "model": path,
-        **vars(model.hparams),
+        **model.hparams._asdict(),
         "parameters": f"{model.weights.parameters:,}",
         "file size": f"{path.stat().st_size:,} bytes",
         "type": model.weights.dtype,
@@ -283,7 +283,7 @@ def run_models(args: argparse.Namespace) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    from npgpt2.convert import convert
+    from npgpt2.convert.convert import convert
 
     converted = convert(args.source, args.output, args.vocab, args.n_head, args.dtype)
     print(f"{converted.path}: {converted.path.stat().st_size:,} bytes, {converted.hparams}")
@@ -296,8 +296,8 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def run_download(args: argparse.Namespace) -> None:
-    from npgpt2 import download
-    from npgpt2.convert import convert
+    from npgpt2.convert import download
+    from npgpt2.convert.convert import convert
 
     name = ALIASES.get(args.name, args.name)
     folder = models_folder(args.models_dir)

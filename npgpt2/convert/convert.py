@@ -17,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from npgpt2 import weights
-from npgpt2.checkpoint import Checkpoint, find_prefix
+from npgpt2.convert.checkpoint import Checkpoint, find_prefix
+from npgpt2.convert.huggingface import HuggingFaceModel, read_tokenizer
 from npgpt2.files import read_bounded
-from npgpt2.huggingface import HuggingFaceModel, read_tokenizer
-from npgpt2.kernels import Array
+from npgpt2.kernels.kernels import Array
+from npgpt2.model import HParams, variable_shapes
 from npgpt2.tokenizer import Tokenizer, read_vocabulary
-from npgpt2.weights import HParams
-from npgpt2.writer import write
+from npgpt2.weights import reader as weights
+from npgpt2.weights.hparams import checked, parse_hparams
+from npgpt2.weights.writer import write
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -43,7 +44,7 @@ class Source:
 def _tensorflow(prefix: Path) -> Source:
     checkpoint = Checkpoint(prefix)
     hparams_path = prefix.parent / "hparams.json"
-    hparams = HParams.from_json(read_bounded(hparams_path), str(hparams_path)) if hparams_path.is_file() else None
+    hparams = parse_hparams(read_bounded(hparams_path), str(hparams_path)) if hparams_path.is_file() else None
     shapes = {}
     for name, entry in checkpoint.entries.items():
         if name.startswith("model/"):
@@ -92,7 +93,7 @@ def find_hparams(source: Source, n_head: int | None) -> HParams:
         if n_head is None:
             raise ValueError(f"{source.folder}: has no hparams.json; say how many heads the model has with --n-head N")
         (n_vocab, n_embd), (n_ctx, _) = source.shapes["wte"], source.shapes["wpe"]
-        return HParams(n_vocab, n_ctx, n_embd, n_head, len(layers))
+        return checked(HParams(n_vocab, n_ctx, n_embd, n_head, len(layers)))
     if n_head not in (None, source.hparams.n_head):
         raise ValueError(f"{source.folder}: n_head is {source.hparams.n_head} there, but {n_head} was asked for")
     if len(layers) != source.hparams.n_layer:
@@ -169,7 +170,7 @@ def convert(
     """
     opened = open_source(source)
     hparams = find_hparams(opened, n_head)
-    shapes = weights.variable_shapes(hparams)
+    shapes = variable_shapes(hparams)
     for name, shape in shapes.items():
         if name not in opened.shapes:
             raise ValueError(f"{opened.path}: variable {name} is missing")

@@ -11,7 +11,7 @@ from typing import NoReturn
 from npgpt2.models import ALIASES, BUNDLED, MODELS
 from npgpt2.sampling import Sampler
 from npgpt2.version import __version__
-from npgpt2.weights import DTYPES
+from npgpt2.weights.reader import DTYPES
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,7 +6,6 @@ import json
 import struct
 import zipfile
 from collections.abc import Iterable
-from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2.files import replacing
-from npgpt2.kernels import Array
-from npgpt2.quantize import quantize
-from npgpt2.weights import ALIGNMENT, CHUNK, DTYPES, VOCABULARY_FILES, HParams, by_output, is_quantizable
+from npgpt2.kernels.int8 import quantize
+from npgpt2.kernels.kernels import Array
+from npgpt2.model import HParams
+from npgpt2.weights.reader import ALIGNMENT, CHUNK, DTYPES, VOCABULARY_FILES, by_output, is_quantizable
 
 
 def write(
@@ -36,7 +36,7 @@ def write(
     """
     with replacing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         members = dict(zip(VOCABULARY_FILES, vocabulary, strict=True)) if vocabulary else {}
-        members = {"hparams.json": json.dumps(asdict(hparams)).encode()} | members
+        members = {"hparams.json": json.dumps(hparams._asdict()).encode()} | members
         for name, data in members.items():
             archive.writestr(_zip_info(name), data)
         for name, array in arrays:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from npgpt2.kernels import Array
-from npgpt2.model import Cache, Tokens, forward, head, shared_pass
-from npgpt2.weights import HParams
+from npgpt2.kernels.kernels import Array
+from npgpt2.model import Cache, HParams, Tokens, forward, head, shared_pass
 
 
 @dataclass(frozen=True, eq=False)

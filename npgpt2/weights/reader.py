@@ -14,18 +14,18 @@ import struct
 import zipfile
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.files import TEXT_FILE_LIMIT, parse_json_object
-from npgpt2.kernels import Array
-from npgpt2.quantize import Int8, Quantized, QuantizedRows, quantize
+from npgpt2.files import TEXT_FILE_LIMIT
+from npgpt2.kernels.int8 import Int8, Quantized, QuantizedRows, quantize
+from npgpt2.kernels.kernels import Array
+from npgpt2.model import variable_shapes
+from npgpt2.weights.hparams import parse_hparams
 
 # A cache line, and the widest vector register.
 ALIGNMENT = 64
@@ -41,64 +41,6 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFEr
 # with the scales of its rows beside it: see `quantize.py`.
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
-
-
-@dataclass(frozen=True)
-class HParams:
-    """A model's sizes, under the names that OpenAI's `hparams.json` gives them.
-
-    n_vocab: entries of the vocabulary · n_ctx: positions that the model can see · n_embd: width of the residual
-    stream · n_head: attention heads of a layer · n_layer: layers. Values that no GPT-2 can have raise ValueError.
-
-    >>> HParams(n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12).n_head
-    12
-    """
-
-    n_vocab: int
-    n_ctx: int
-    n_embd: int
-    n_head: int
-    n_layer: int
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if type(value) is not int or not 1 <= value < 2**31:
-                raise ValueError(f"{name} is {shortened(value)}, where a whole number of at least 1 is expected")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} can't be divided among n_head {self.n_head} heads")
-
-    @classmethod
-    def from_json(cls, data: bytes, source: str) -> HParams:
-        """Read an `hparams.json`; entries that are no hyperparameter of GPT-2 are passed over."""
-        values = parse_json_object(data, source)
-        for field in fields(cls):
-            if field.name not in values:
-                raise ValueError(f"{source}: {field.name} is missing")
-        try:
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
-
-
-def variable_shapes(hparams: HParams) -> dict[str, tuple[int, ...]]:
-    """Every variable of a model of these sizes: its name in the checkpoint, without `model/`, and its shape.
-
-    >>> variable_shapes(HParams(50257, 1024, 768, 12, 12))["h11/attn/c_attn/w"]
-    (768, 2304)
-    """
-    C = hparams.n_embd
-    shapes: dict[str, tuple[int, ...]] = {"wte": (hparams.n_vocab, C), "wpe": (hparams.n_ctx, C)}
-    for layer in range(hparams.n_layer):
-        for norm in ("ln_1", "ln_2"):
-            shapes |= {f"h{layer}/{norm}/g": (C,), f"h{layer}/{norm}/b": (C,)}
-        for linear, n_in, n_out in (
-            ("attn/c_attn", C, 3 * C),
-            ("attn/c_proj", C, C),
-            ("mlp/c_fc", C, 4 * C),
-            ("mlp/c_proj", 4 * C, C),
-        ):
-            shapes |= {f"h{layer}/{linear}/w": (n_in, n_out), f"h{layer}/{linear}/b": (n_out,)}
-    return shapes | {"ln_f/g": (C,), "ln_f/b": (C,)}
 
 
 def all_finite(array: Array) -> bool:
@@ -167,7 +109,7 @@ class Weights(dict[str, Array]):
             raise self._broken("two members have the same name")
         if "hparams.json" not in self._infos:
             raise self._broken("hparams.json is missing from it; npgpt2 convert writes it")
-        self.hparams = HParams.from_json(self._read_small("hparams.json"), f"{path}: hparams.json")
+        self.hparams = parse_hparams(self._read_small("hparams.json"), f"{path}: hparams.json")
         # Every layer takes some of the file's members, so that a claim of more layers ends here, before the names of
         # their variables are listed.
         if self.hparams.n_layer > len(self._infos):

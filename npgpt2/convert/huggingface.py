@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2.files import parse_json_object, read_bounded
+from npgpt2.model import HParams
+from npgpt2.weights.hparams import checked
 from npgpt2.tokenizer import BYTE_CHARACTERS
-from npgpt2.weights import HParams
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -76,7 +77,7 @@ def read_config(path: Path) -> HParams:
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} missing")
     try:
-        hparams = HParams(**{ours: config[theirs] for ours, theirs in HPARAMS.items()})
+        hparams = checked(HParams(**{ours: config[theirs] for ours, theirs in HPARAMS.items()}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     _require_plain(config, {"n_inner": (4 * hparams.n_embd, None)}, str(path))

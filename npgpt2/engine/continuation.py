@@ -13,10 +13,9 @@ from itertools import takewhile
 
 import numpy as np
 
-from npgpt2.kernels import Array
-from npgpt2.lookup import Lookup
-from npgpt2.model import Cache
-from npgpt2.weights import HParams
+from npgpt2.engine.guesses import Lookup
+from npgpt2.kernels.kernels import Array
+from npgpt2.model import Cache, HParams
 
 
 @dataclass(frozen=True)

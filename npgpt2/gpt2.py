@@ -18,16 +18,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.continuation import Continuation, Prefix
-from npgpt2.kernels import Array
-from npgpt2.model import Cache, forward
+from npgpt2.engine.continuation import Continuation, Prefix
+from npgpt2.engine.text import TextStream
+from npgpt2.kernels.kernels import Array
+from npgpt2.model import Cache, HParams, forward
 from npgpt2.models import BUNDLED, find_model
 from npgpt2.sampling import Ids, Sampler, random_generator
-from npgpt2.scoring import Score, surprises
-from npgpt2.streaming import TextStream
+from npgpt2.study.score import Score, surprises
+from npgpt2.study.trace import Trace, trace
 from npgpt2.tokenizer import Tokenizer
-from npgpt2.trace import Trace, trace
-from npgpt2.weights import HParams, Weights
+from npgpt2.weights.reader import Weights
 
 
 class GPT2:
@@ -216,7 +216,7 @@ class GPT2:
         """How well the model predicts a text: its bits and lengths, and what papers make of them; see `Score`.
 
         text: a string, or pieces of one, as from an open file, of any length · stride: how far apart the windows are in
-        which it is read, 1 to n_ctx, by default n_ctx // 2; see `npgpt2.scoring` · each: called with every token that
+        which it is read, 1 to n_ctx, by default n_ctx // 2; see `npgpt2.study.score` · each: called with every token that
         was predicted, and the bits it took.
 
         >>> model.score("A language model plays one small game").perplexity_per_token < 1.1

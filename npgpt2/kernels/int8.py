@@ -12,7 +12,7 @@ from threading import local
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.kernels import Array, matmul
+from npgpt2.kernels.kernels import Array, matmul
 
 Int8 = npt.NDArray[np.int8]
 

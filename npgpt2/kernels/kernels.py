@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.threads import is_sharing, multiplies_small_matrices, share
+from npgpt2.kernels.threads import is_sharing, multiplies_small_matrices, share
 
 Array = npt.NDArray[np.float32]
 

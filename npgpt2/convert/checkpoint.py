@@ -22,7 +22,7 @@ from reprlib import repr as shortened
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.crc32c import crc32c, unmask
+from npgpt2.convert.crc32c import crc32c, unmask
 from npgpt2.files import read_bounded
 
 Bytes = npt.NDArray[np.uint8]

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2 import kernels, model
-from npgpt2.kernels import Array
-from npgpt2.scoring import surprisal
+from npgpt2 import model
+from npgpt2.kernels import kernels
+from npgpt2.kernels.kernels import Array
+from npgpt2.study.score import surprisal
+from npgpt2.study.trace import Trace
 from npgpt2.tokenizer import Tokenizer
-from npgpt2.trace import Trace
 
 # Positions whose logits are looked at together, in float64: those of a whole text in 124M would take 400 kB a token.
 POSITIONS = 64
@@ -77,7 +78,7 @@ def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
         "notes": _notes(arrays, letters["V"], levels, H, error),
         "arrays": {name: _packed(array) for name, array in arrays.items()},
     }
-    page = (files("npgpt2") / "report.html").read_text("utf-8")
+    page = (files("npgpt2.study") / "report.html").read_text("utf-8")
     page = page.replace("{{policy}}", _policy(page), 1)
     # JSON in a script ends where `</script` begins, whatever it is a part of, so that it has no `<`.
     return page.replace("{{data}}", json.dumps(data).replace("<", "\\u003c"), 1)
