@@ -2,6 +2,6 @@
 
 import sys
 
-from npgpt2.cli.main import main
+from npgpt2.cli import main
 
 sys.exit(main())

@@ -8,8 +8,8 @@ import pytest
 from commands import Stdin
 
 import npgpt2
-from npgpt2.cli import main as cli
-from npgpt2.convert.convert import convert
+from npgpt2.cli import main
+from npgpt2.convert import convert
 from npgpt2.model import forward
 
 TESTS = Path(__file__).resolve().parent
@@ -95,7 +95,7 @@ def run(tiny, capsys, monkeypatch):
     def run(*arguments, stdin=b"", terminal=False):
         monkeypatch.setattr(sys, "stdin", Stdin(stdin, terminal))
         try:
-            status = cli.main([str(tiny) if argument == "MODEL" else str(argument) for argument in arguments])
+            status = main([str(tiny) if argument == "MODEL" else str(argument) for argument in arguments])
         except SystemExit as exit:
             status = exit.code
         out, err = capsys.readouterr()

@@ -62,7 +62,7 @@ def test_it_has_read_stories(storyteller):
 def test_a_hundred_tokens_take_less_than_100_mb():
     program = """if True:
         import sys
-        from npgpt2.cli.main import main
+        from npgpt2.cli import main
         main(["generate", "Once upon a time", "--length", "100"])
         print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")), file=sys.stderr)
     """

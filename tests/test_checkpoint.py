@@ -23,7 +23,7 @@ from npgpt2.convert.checkpoint import (
     find_prefix,
     read_table,
 )
-from npgpt2.convert.convert import widen
+from npgpt2.convert.conversion import widen
 
 
 def write_index(folder, contents):

@@ -13,7 +13,8 @@ import writers
 from writers import SMALL, as_saved, hf_tensors, random_arrays, write_checkpoint, write_hugging_face, write_openai
 
 import npgpt2
-from npgpt2.convert.convert import convert, widen
+from npgpt2.convert import convert
+from npgpt2.convert.conversion import widen
 from npgpt2.model import HParams, variable_shapes
 from npgpt2.weights import reader as weights
 from npgpt2.weights.reader import Weights

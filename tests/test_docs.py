@@ -14,11 +14,10 @@ import pytest
 from commands import Stdin
 
 import npgpt2
-from npgpt2.cli import main as cli
-from npgpt2.cli.arguments import build_parser
-from npgpt2.convert import download
+from npgpt2.cli import main
+from npgpt2.cli.commands import build_parser
 
-MODULES = [f"npgpt2.{module.name}" for module in pkgutil.iter_modules(npgpt2.__path__) if module.name != "__main__"]
+MODULES = [name for _, name, _ in pkgutil.walk_packages(npgpt2.__path__, "npgpt2.") if name != "npgpt2.__main__"]
 
 
 @pytest.mark.parametrize("name", ["npgpt2", *MODULES])
@@ -92,7 +91,7 @@ def newcomer(fixtures, tmp_path, monkeypatch):
     def fetch_checkpoint(name, folder, base_url):
         shutil.copytree(fixtures / "tiny", folder)
 
-    monkeypatch.setattr(download, "fetch_checkpoint", fetch_checkpoint)
+    monkeypatch.setattr("npgpt2.convert.fetch_checkpoint", fetch_checkpoint)
 
 
 @pytest.mark.parametrize(("document", "least"), [("README.md", 25), ("npgpt2/models/README.md", 9)])
@@ -109,7 +108,7 @@ def test_every_command_works_and_prints_what_is_shown(document, least, root, new
                 continue
             data = (printed or "").encode()
             monkeypatch.setattr(sys, "stdin", Stdin(data, terminal=printed is None))
-            assert (program, cli.main(words)) == ("npgpt2", 0), command
+            assert (program, main(words)) == ("npgpt2", 0), command
             printed = capsys.readouterr().out
         if shown.strip():
             pattern = re.escape(shown.rstrip("\n")).replace(r"\.\.\.\n", "(.|\n)*")
@@ -125,7 +124,7 @@ def test_the_readme_lists_every_command_with_its_help(readme):
 
 
 def test_the_python_in_the_readme_runs(readme, newcomer):
-    assert cli.main(["download", "124M"]) == 0
+    assert main(["download", "124M"]) == 0
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert blocks
     for block in blocks:

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writers import SMALL, VOCABULARY, random_arrays
 
+from npgpt2.convert import convert
 from npgpt2.convert.checkpoint import Entry, find_prefix, read_table
-from npgpt2.convert.convert import convert
 from npgpt2.convert.huggingface import HuggingFaceModel, read_tokenizer
 from npgpt2.tokenizer import Tokenizer
 from npgpt2.weights import reader as weights

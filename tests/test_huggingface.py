@@ -17,7 +17,8 @@ from writers import (
 )
 
 import npgpt2
-from npgpt2.convert.convert import convert, widen
+from npgpt2.convert import convert
+from npgpt2.convert.conversion import widen
 from npgpt2.convert.huggingface import (
     HEADER_LIMIT,
     HuggingFaceModel,

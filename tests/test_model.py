@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import npgpt2
-from npgpt2.convert.convert import convert
+from npgpt2.convert import convert
 from npgpt2.model import Cache, HParams, forward, variable_shapes
 
 FIXTURES = ["tiny", "finetuned", "dtypes", "hf", "hf-sharded", "tiny in int8"]

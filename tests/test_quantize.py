@@ -9,7 +9,7 @@ import pytest
 from writers import SMALL, VOCABULARY, random_arrays
 
 import npgpt2
-from npgpt2.convert.convert import convert
+from npgpt2.convert import convert
 from npgpt2.kernels import int8 as module
 from npgpt2.kernels import kernels, threads
 from npgpt2.kernels.int8 import Quantized, QuantizedRows, quantize

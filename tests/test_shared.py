@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import npgpt2
-from npgpt2.convert.convert import convert
+from npgpt2.convert import convert
 
 
 @pytest.fixture(scope="module")

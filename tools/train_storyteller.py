@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from npgpt2 import load
-from npgpt2.convert.convert import convert
+from npgpt2.convert import convert
 
 SEED = 1
 N_VOCAB, N_CTX, N_EMBD, N_HEAD, N_LAYER = 4096, 512, 256, 4, 6

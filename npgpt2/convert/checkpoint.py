@@ -3,7 +3,7 @@
 A checkpoint called `model.ckpt` is a table, `model.ckpt.index`, that says for every variable its type, shape and
 place, and data files, `model.ckpt.data-00000-of-00001` and so on, that hold the numbers one after another. Everything
 that is read is checked against the CRC-32C checksums in these files. Which variables belong to GPT-2, and what becomes
-of them, is in `convert.py`.
+of them, is in `sources.py`.
 
 The formats are described by TensorFlow's `tensor_bundle.proto` and `tensor_bundle.h`, and by LevelDB's
 `table_format.md`.

@@ -1,7 +1,7 @@
 """Reads what Hugging Face's `transformers` saves of a GPT-2: `config.json`, `model.safetensors`, `tokenizer.json`.
 
 A safetensors file is a JSON header, which says each tensor's type, shape and place, and then the numbers. What
-becomes of them is in `convert.py`.
+becomes of them is in `sources.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from npgpt2.files import parse_json_object, read_bounded
 from npgpt2.model import HParams
-from npgpt2.weights.hparams import checked
 from npgpt2.tokenizer import BYTE_CHARACTERS
+from npgpt2.weights.hparams import checked
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from npgpt2 import load
-from npgpt2.cli import main as cli
+from npgpt2.cli import main
 from npgpt2.sampling import Sampler
 from npgpt2.study.report import make_report
 
@@ -64,7 +64,7 @@ def trace(storyteller, tokens):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    assert cli.main(["inspect", PROMPT, "-o", str(path)]) == 0
+    assert main(["inspect", PROMPT, "-o", str(path)]) == 0
     return path
 
 
@@ -164,7 +164,7 @@ def test_the_browser_would_have_noticed_an_error_and_a_request(browser, tmp_path
 
 
 def test_a_hostile_prompt_is_shown_and_runs_nothing(browser, tmp_path):
-    assert cli.main(["inspect", HOSTILE, "-o", str(tmp_path / "x.html")]) == 0
+    assert main(["inspect", HOSTILE, "-o", str(tmp_path / "x.html")]) == 0
     show(browser, tmp_path / "x.html")
     assert browser.execute_script("return window.run") is None
     assert browser.execute_script("return document.getElementById('text').textContent") == HOSTILE
@@ -204,7 +204,7 @@ def test_the_smallest_prompts_have_a_page_too(browser, tmp_path, monkeypatch):
     for prompt in ("a", "", "\N{FAMILY}\u202e\x00\t\r\n"):
         path = tmp_path / "small.html"
         (tmp_path / "prompt.txt").write_text(prompt, "utf-8", newline="")
-        assert cli.main(["inspect", "--file", str(tmp_path / "prompt.txt"), "-o", str(path)]) == 0
+        assert main(["inspect", "--file", str(tmp_path / "prompt.txt"), "-o", str(path)]) == 0
         show(browser, path)
         assert browser.get_log("browser") == []
         assert len(bars(browser)) == 40

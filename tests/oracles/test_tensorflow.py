@@ -14,7 +14,7 @@ import tensorflow as tf
 from distributions import probabilities
 
 from npgpt2.convert.checkpoint import Checkpoint, find_prefix
-from npgpt2.convert.convert import widen
+from npgpt2.convert.conversion import widen
 from npgpt2.convert.crc32c import crc32c
 from npgpt2.sampling import Sampler
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import npgpt2
-from npgpt2.convert.convert import convert
+from npgpt2.convert import convert
 from npgpt2.convert.huggingface import to_checkpoint_name
 from npgpt2.kernels.kernels import layer_norm
 from npgpt2.model import Cache, forward

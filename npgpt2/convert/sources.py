@@ -1,31 +1,21 @@
-"""Turns a model as others publish it into a model file: from TensorFlow's checkpoints and Hugging Face's folders.
-
-This runs once for a model. Nothing that runs a model imports it.
-"""
+"""What a path holds that is to be converted: which kind of model, of which sizes, and with which vocabulary."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from reprlib import repr as shortened
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from npgpt2.convert.checkpoint import Checkpoint, find_prefix
 from npgpt2.convert.huggingface import HuggingFaceModel, read_tokenizer
 from npgpt2.files import read_bounded
-from npgpt2.kernels.kernels import Array
-from npgpt2.model import HParams, variable_shapes
+from npgpt2.model import HParams
 from npgpt2.tokenizer import Tokenizer, read_vocabulary
-from npgpt2.weights import reader as weights
 from npgpt2.weights.hparams import checked, parse_hparams
-from npgpt2.weights.writer import write
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -117,73 +107,3 @@ def find_vocabulary(folder: Path, n_vocab: int) -> tuple[bytes, bytes] | None:
             " give the right one with --vocab DIR"
         )
     return texts
-
-
-def widen(data: Bytes, dtype: str) -> Array:
-    """Little-endian numbers of one of the types that weights come in, as float32; those of that type aren't copied."""
-    if dtype == "bfloat16":  # the upper half of a float32
-        wide = data.view("<u2").astype("<u4")
-        wide <<= 16
-        return wide.view("<f4").astype(np.float32, copy=False)
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused by name
-        return data.view({"float32": "<f4", "float64": "<f8", "float16": "<f2"}[dtype]).astype(np.float32, copy=False)
-
-
-def _read_variables(source: Source, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Array]]:
-    """The variables one after another, so that no more than one is in memory."""
-    total = sum(4 * prod(shape) for shape in shapes.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"convert {source.path.name}", disable=None) as bar:
-        for name, shape in shapes.items():
-            array = widen(*source.read(name)).reshape(shape)
-            if not weights.all_finite(array):
-                raise ValueError(f"{source.path}: variable {name} holds NaN or infinity; the model is broken")
-            yield name, array
-            bar.update(array.nbytes)
-            del array  # before the next one is read
-
-
-class Converted(NamedTuple):
-    """What `convert` wrote, and whether it found a vocabulary to go with it."""
-
-    path: Path
-    hparams: HParams
-    has_vocabulary: bool
-
-
-def convert(
-    source: Path,
-    output: Path | None = None,
-    vocabulary: Path | None = None,
-    n_head: int | None = None,
-    dtype: str = "float32",
-) -> Converted:
-    """Convert a TensorFlow checkpoint or a Hugging Face folder into a model file.
-
-    source: a folder, or a checkpoint's prefix (`run1/model-40`) or file · output: the `.npz` to write, replaced if it
-    is there; by default the source's name beside it · vocabulary: the folder of `encoder.json` and `vocab.bpe` (or
-    `vocab.json` and `merges.txt`, or `tokenizer.json`), by default the source's · n_head: see `find_hparams` ·
-    dtype: see `writer.write`.
-
-    Everything is checked on the way: checksums, that no variable is missing or has a shape that doesn't fit the
-    hyperparameters, that all numbers are finite, that the vocabulary belongs to the model. What fails raises
-    ValueError or OSError, and leaves no file. Takes as much memory as the largest variable twice, and a little.
-    """
-    opened = open_source(source)
-    hparams = find_hparams(opened, n_head)
-    shapes = variable_shapes(hparams)
-    for name, shape in shapes.items():
-        if name not in opened.shapes:
-            raise ValueError(f"{opened.path}: variable {name} is missing")
-        if (found := opened.shapes[name]) != shape:
-            raise ValueError(
-                f"{opened.path}: variable {name} has shape {shortened(found)}, where {shape} is expected ({hparams})"
-            )
-    texts = find_vocabulary(vocabulary or opened.folder, hparams.n_vocab)
-    if texts is None and vocabulary:
-        raise FileNotFoundError(f"{vocabulary}: holds no vocabulary (encoder.json and vocab.bpe)")
-    if output is None:
-        named = opened.path if source.is_file() else source
-        named = named if named.name not in ("", "..") else named.resolve()
-        output = named.with_name(named.name + ".npz")
-    write(output, hparams, _read_variables(opened, shapes), texts, dtype)
-    return Converted(output, hparams, texts is not None)

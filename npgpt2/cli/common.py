@@ -1,0 +1,151 @@
+"""What commands of several families share: how they are added to the parser, options, and input and output."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from npgpt2.files import decode_utf8, replacing
+from npgpt2.models import BUNDLED
+from npgpt2.sampling import Sampler
+
+Write = Callable[[str], object]
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that reports a wrong argument in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+Commands = argparse._SubParsersAction  # which argparse has no public name for
+
+
+def add_command(
+    commands: Commands[Parser], name: str, run: Callable[[argparse.Namespace], None], help: str, more: str = ""
+) -> Parser:
+    """Add a command, and return its parser for its options.
+
+    run: does what the command is for; is given the parsed arguments, whose `parser` is for refusing what no option's
+    type can see to be wrong · help: a phrase for the list of commands · more: sentences for the command's own help
+    """
+    description = f"{help[0].upper()}{help[1:]}. {more}".strip()
+    parser = commands.add_parser(name, help=help, description=description, allow_abbrev=False)
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+# ---- Options
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argument type: a whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return value
+
+    return parse
+
+
+def add_prompt(parser: Parser, help: str) -> None:
+    """The options that `read_prompt` reads."""
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=help)
+    parser.add_argument("--file", type=Path, metavar="PATH", help="read the prompt from a file (UTF-8)")
+
+
+def add_model(parser: Parser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        "--model-name",
+        default=BUNDLED,
+        metavar="MODEL",
+        help="a model's name, such as 124M, or the path of a model file (default: %(default)s, which is bundled)",
+    )
+    add_models_dir(parser)
+
+
+def add_models_dir(parser: Parser) -> None:
+    parser.add_argument(
+        "--models-dir",
+        metavar="DIR",
+        help="the folder with the models (default: $NPGPT2_MODELS, else ./models if there, else ~/.cache/npgpt2)",
+    )
+
+
+def add_distribution(parser: Parser, temperature: float) -> None:
+    """The options that `make_sampler` reads: what tokens are drawn from."""
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=temperature,
+        help="below 1 plays safe, above 1 takes risks; 0 always takes the likeliest token (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k", type=at_least(0), default=0, help="choose among the k likeliest tokens; 0: among all (default: 0)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="choose among the fewest tokens whose probabilities reach p (default: 1, all)",
+    )
+
+
+def make_sampler(args: argparse.Namespace) -> Sampler:
+    """What draws as the options say; numbers out of range end the program as wrong arguments."""
+    parser: Parser = args.parser
+    try:
+        return Sampler(args.temperature, args.top_k, args.top_p)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+# ---- Input and output
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    if args.file is not None and args.prompt is not None:
+        args.parser.error("give a prompt or --file, not both")
+    return read_text(args.prompt, args.file)
+
+
+def read_text(argument: str | None, file: Path | None) -> str:
+    """A text from an argument, a file, or standard input if that is no terminal; one newline at the end is dropped."""
+    if argument is not None:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise ValueError("the argument is not UTF-8")
+        return argument
+    if file is not None:
+        text = decode_utf8(file.read_bytes(), str(file))
+    elif sys.stdin.isatty():
+        return ""
+    else:
+        text = decode_utf8(sys.stdin.buffer.read(), "standard input")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def write_stdout(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[Write]:
+    """Where text goes: to standard output at once, or to a file that appears when all is written."""
+    if path is None:
+        yield write_stdout
+    else:
+        with replacing(path) as file:
+            yield lambda text: file.write(text.encode("utf-8"))
