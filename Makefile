@@ -3,7 +3,6 @@ PYTHON ?= python3
 NUMPY ?= numpy
 VENV ?= .venv
 BIN = $(VENV)/bin
-RUFF_RULES = E,F,W,I,B,UP,SIM,RUF,PT,C4,PIE
 
 .PHONY: demo test lint oracles bench clean
 
@@ -16,9 +15,10 @@ test: $(VENV)/test-ready
 	$(BIN)/coverage report
 
 lint: $(VENV)/lint-ready
-	$(BIN)/ruff check --line-length 120 --select $(RUFF_RULES) --ignore RUF001,RUF002,RUF003 .
-	$(BIN)/ruff format --line-length 120 --check .
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy npgpt2
+	$(BIN)/lint-imports --no-logo
 
 # Compare with TensorFlow, PyTorch and the other tokenizers, which take 3 GB of disk; and look at `npgpt2 inspect`'s pages
 # in a browser, where chromium and chromedriver are installed.
@@ -47,4 +47,4 @@ bench: .venv-bench/bench-ready .venv-bench/llama-tried
 	touch $@
 
 clean:
-	rm -rf .venv* .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache build dist npgpt2.egg-info
+	rm -rf .venv* .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist npgpt2.egg-info

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -122,3 +123,25 @@ def test_the_wheel_holds_the_package_and_the_model_with_its_vocabulary_and_nothi
         "npgpt2/models/storyteller.npz",
     }
     assert {name for name in names if not name.startswith(about)} == package
+
+
+def test_every_module_can_be_imported_from_the_wheel(wheel, tmp_path):
+    """Without `site`, which would let an editable install fill in what the wheel lacks."""
+    program = """if True:
+        import importlib, pkgutil, sys
+        sys.path[:0] = sys.argv[1:]
+        import npgpt2
+        assert npgpt2.__file__.startswith(sys.argv[1]), npgpt2.__file__
+        for _, name, _ in pkgutil.walk_packages(npgpt2.__path__, "npgpt2."):
+            if name != "npgpt2.__main__":  # which would run the command
+                importlib.import_module(name)
+            print(name)
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    libraries = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+    command = [sys.executable, "-I", "-S", "-c", program, tmp_path, *libraries]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    modules = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "npgpt2").rglob("*.py")}
+    names = {".".join(path.parts).removesuffix(".__init__") for path in modules}
+    assert {"npgpt2", *imported} == names
