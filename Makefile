@@ -4,7 +4,7 @@ NUMPY ?= numpy
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint oracles bench clean
+.PHONY: demo test lint pythons oracles bench clean
 
 # A story by the bundled model.
 demo: $(VENV)/ready
@@ -19,6 +19,10 @@ lint: $(VENV)/lint-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy npgpt2
 	$(BIN)/lint-imports --no-logo
+
+# The same on the other Pythons that this machine has, and with the oldest NumPy on the oldest of them.
+pythons: .venv-ci/ci-ready
+	.venv-ci/bin/nox
 
 # Compare with TensorFlow, PyTorch and the other tokenizers, which take 3 GB of disk; and look at `npgpt2 inspect`'s pages
 # in a browser, where chromium and chromedriver are installed.
@@ -47,4 +51,4 @@ bench: .venv-bench/bench-ready .venv-bench/llama-tried
 	touch $@
 
 clean:
-	rm -rf .venv* .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist npgpt2.egg-info
+	rm -rf .venv* .nox .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist npgpt2.egg-info
