@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import writers
-from writers import SMALL, as_saved, hf_tensors, random_arrays, write_checkpoint, write_hugging_face, write_openai
+from builders import SMALL, random_arrays, zero_arrays
+from writers import as_saved, hf_tensors, write_checkpoint, write_hugging_face, write_openai
 
 import npgpt2
 from npgpt2.convert import convert
 from npgpt2.convert.conversion import widen
-from npgpt2.model import HParams, variable_shapes
+from npgpt2.model import HParams
 from npgpt2.weights import reader as weights
 from npgpt2.weights.reader import Weights
 
@@ -405,7 +406,7 @@ def test_interrupting_leaves_no_file(fixtures, tmp_path, monkeypatch):
 def test_memory_is_that_of_the_largest_variable(dtype, tmp_path, allocated_peak, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda number: None)  # only memory is of interest here
     hparams = HParams(n_vocab=8192, n_ctx=8192, n_embd=768, n_head=2, n_layer=1)
-    sizes = {name: np.zeros(shape, np.float32) for name, shape in variable_shapes(hparams).items()}
+    sizes = zero_arrays(hparams)
     largest = sizes["wte"].nbytes
     assert sizes["wpe"].nbytes == largest == 24 * 2**20
     if dtype == "safetensors":

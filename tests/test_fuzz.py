@@ -16,16 +16,15 @@ import naive
 import numpy as np
 import pytest
 import writers
+from builders import SMALL, VOCABULARY, random_arrays, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from writers import SMALL, VOCABULARY, random_arrays
 
 from npgpt2.convert import convert
 from npgpt2.convert.checkpoint import Entry, find_prefix, read_table
 from npgpt2.convert.huggingface import HuggingFaceModel, read_tokenizer
 from npgpt2.tokenizer import Tokenizer
 from npgpt2.weights import reader as weights
-from npgpt2.weights import writer
 from npgpt2.weights.hparams import parse_hparams
 from npgpt2.weights.reader import Weights
 
@@ -203,7 +202,7 @@ def model_file(request, tmp_path):
     """The bytes of a model file, and a function that reads such bytes."""
     path = tmp_path / "m.npz"
     dtype = "int8" if request.param.endswith("int8") else "float32"
-    writer.write(path, SMALL, random_arrays().items(), VOCABULARY, dtype)
+    write_model(path, vocabulary=VOCABULARY, dtype=dtype)
     if request.param.startswith("numpy's"):
         savez = np.savez_compressed if request.param.endswith("compressed") else np.savez
         savez(path, **random_arrays())

@@ -5,12 +5,11 @@ import struct
 
 import numpy as np
 import pytest
+from builders import SMALL, random_arrays
 from writers import (
     CONFIG,
-    SMALL,
     hf_name,
     hf_tensors,
-    random_arrays,
     safetensors,
     safetensors_header,
     write_hugging_face,

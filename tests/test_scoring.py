@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from builders import random_tokens
 from commands import failed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,16 +30,12 @@ def by_hand(model, tokens, stride):
     return bits
 
 
-def random_tokens(model, length):
-    return np.random.default_rng(length).integers(model.hparams.n_vocab, size=length).tolist()
-
-
 @pytest.mark.parametrize("length", [2, 63, 64, 65, 66, 191, 192, 193, 194, 288, 289, 290, 1000])
 @pytest.mark.parametrize("stride", [None, 1, 50, 96, 191, 192])
 def test_every_token_is_counted_once_in_its_window(model, length, stride):
     if stride == 1:
         length = min(length, 200)
-    tokens = random_tokens(model, length)
+    tokens = random_tokens(model, length).tolist()
     found = list(surprises(model.weights, model.hparams, iter(tokens), stride))
     assert [token for token, _ in found] == tokens[1:]
     np.testing.assert_allclose([bits for _, bits in found], by_hand(model, tokens, stride or 96), rtol=0, atol=1e-4)
@@ -56,7 +53,7 @@ def test_only_the_logits_that_are_needed_are_computed_at_once(model, monkeypatch
         "npgpt2.study.score.forward",
         lambda *args, **more: (shapes.append((out := forward(*args, **more)).shape), out)[1],
     )
-    list(surprises(model.weights, model.hparams, random_tokens(model, 1000)))
+    list(surprises(model.weights, model.hparams, random_tokens(model, 1000).tolist()))
     assert max(rows for rows, _ in shapes) == POSITIONS
 
 

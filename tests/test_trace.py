@@ -3,15 +3,12 @@
 import naive
 import numpy as np
 import pytest
+from builders import random_tokens
 
 import npgpt2
 from npgpt2 import model as forward_pass
 from npgpt2.kernels import threads
 from npgpt2.kernels.kernels import QUERY_BLOCK, causal_attention
-
-
-def random_tokens(model, length):
-    return np.random.default_rng(length).integers(model.hparams.n_vocab, size=length)
 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])

@@ -4,10 +4,9 @@ import json
 import re
 import struct
 
-import numpy as np
+from builders import SMALL, VOCABULARY, random_arrays  # noqa: F401
 
 from npgpt2.convert.crc32c import crc32c
-from npgpt2.model import HParams, variable_shapes
 
 # ---- TensorFlow's checkpoints: LevelDB's table_format.md, TensorFlow's tensor_bundle.proto
 
@@ -127,23 +126,6 @@ def safetensors_header(described):
     return struct.pack("<Q", len(text)) + text
 
 
-# ---- Small models
-
-SMALL = HParams(n_vocab=11, n_ctx=5, n_embd=8, n_head=2, n_layer=2)
-VOCABULARY = (b'{"a": 0}', b"#version: 0.2\n")
-
-
-def random_arrays(hparams=SMALL, seed=0):
-    """A model's variables by name, random."""
-    rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in variable_shapes(hparams).items()}
-
-
-def as_saved(arrays):
-    """Variables as OpenAI's checkpoints have them: under `model/`, matrices of linear layers as convolutions."""
-    return {f"model/{name}": array[None] if name.endswith("/w") else array for name, array in arrays.items()}
-
-
 # ---- Zip files
 
 # Where fields lie in the headers that zip files have in the middle (local) and at the end (central): offset, format.
@@ -222,6 +204,11 @@ def write_hugging_face(folder, tensors=None, config=CONFIG):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(safetensors(hf_tensors() if tensors is None else tensors))
     return folder
+
+
+def as_saved(arrays):
+    """Variables as OpenAI's checkpoints have them: under `model/`, matrices of linear layers as convolutions."""
+    return {f"model/{name}": array[None] if name.endswith("/w") else array for name, array in arrays.items()}
 
 
 def write_openai(folder, arrays=None, hparams=SMALL, prefix="model.ckpt", **more):

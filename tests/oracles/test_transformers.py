@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from builders import random_tokens
 from distributions import probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,17 +91,13 @@ def pair(request, tmp_path_factory):
     return SimpleNamespace(theirs=theirs, ours=converted(folder))
 
 
-def random_tokens(hparams, *shape):
-    return np.random.default_rng(0).integers(0, hparams.n_vocab, shape)
-
-
 # ---- Scores
 
 
 def test_bits_are_the_loss_that_transformers_computes_on_the_same_windows(pair):
     model, n_ctx = pair.ours, pair.ours.hparams.n_ctx
     stride = max(1, n_ctx // 2)
-    tokens = random_tokens(model.hparams, 3 * n_ctx + 2).tolist()
+    tokens = random_tokens(model, 3 * n_ctx + 2).tolist()
     found = [bits * np.log(2) for _, bits in surprises(model.weights, model.hparams, tokens)]
     theirs, counted = [], 0
     for start in range(0, len(tokens) - 1, stride):
@@ -129,7 +126,7 @@ def test_the_bundled_model_is_a_gpt2_to_transformers_too():
     assert len(tensors) == len(ours.weights)
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])
-    tokens = random_tokens(ours.hparams, ours.hparams.n_ctx)
+    tokens = random_tokens(ours, ours.hparams.n_ctx)
     assert_close(ours.logits(tokens), logits_of(theirs, tokens))
 
 
@@ -144,17 +141,17 @@ def test_hyperparameters_are_those_of_the_config(pair):
 
 def test_logits_of_a_sequence_are_those_of_transformers(pair):
     for length in {1, pair.ours.hparams.n_ctx // 2, pair.ours.hparams.n_ctx}:
-        tokens = random_tokens(pair.ours.hparams, length)
+        tokens = random_tokens(pair.ours, length)
         assert_close(pair.ours.logits(tokens), logits_of(pair.theirs, tokens))
 
 
 def test_logits_of_a_batch_are_those_of_transformers(pair):
-    tokens = random_tokens(pair.ours.hparams, 3, pair.ours.hparams.n_ctx)
+    tokens = random_tokens(pair.ours, 3, pair.ours.hparams.n_ctx)
     assert_close(pair.ours.logits(tokens), logits_of(pair.theirs, tokens))
 
 
 def test_logits_from_token_by_token_decoding_are_those_of_transformers(pair):
-    model, tokens = pair.ours, random_tokens(pair.ours.hparams, pair.ours.hparams.n_ctx)
+    model, tokens = pair.ours, random_tokens(pair.ours, pair.ours.hparams.n_ctx)
     cache, past = Cache(model.hparams), None
     whole = logits_of(pair.theirs, tokens)
     for position, token in enumerate(tokens):
@@ -170,7 +167,7 @@ def test_logits_of_ragged_batches_are_those_of_each_sequence_alone(pair):
     """Sequences of different lengths are read together, each in pieces of any size, until all are at n_ctx."""
     model, n_ctx = pair.ours, pair.ours.hparams.n_ctx
     rng = np.random.default_rng(1)
-    rows = random_tokens(model.hparams, 4, n_ctx)
+    rows = random_tokens(model, 4, n_ctx)
     whole = logits_of(pair.theirs, rows)
     caches = [Cache(model.hparams) for _ in rows]
     while unfinished := [i for i, cache in enumerate(caches) if cache.length < n_ctx]:
@@ -198,7 +195,7 @@ def test_attention_residual_streams_and_lens_are_those_of_transformers(pair, eag
     """transformers counts the embedding as a first hidden state, and shows the last one behind the final layer norm."""
     weights, last = pair.ours.weights, pair.ours.hparams.n_layer - 1
     for length in {1, pair.ours.hparams.n_ctx}:
-        tokens = random_tokens(pair.ours.hparams, length)
+        tokens = random_tokens(pair.ours, length)
         trace = pair.ours.trace(tokens, attention=True, residual=True)
         with torch.no_grad():
             said = eager(torch.from_numpy(tokens[None]), output_attentions=True, output_hidden_states=True)
@@ -223,7 +220,7 @@ def greedy_tokens_of(model, tokens, **settings):
 
 def test_greedy_tokens_are_those_of_transformers(pair):
     n_ctx = pair.ours.hparams.n_ctx
-    tokens = random_tokens(pair.ours.hparams, 3, max(1, n_ctx // 4))
+    tokens = random_tokens(pair.ours, 3, max(1, n_ctx // 4))
     whole = greedy_tokens_of(pair.theirs, tokens, max_length=n_ctx)
     assert whole.shape == (3, n_ctx)
     for row in range(3):
@@ -319,7 +316,7 @@ def test_every_form_of_a_saved_model_gives_its_logits(tmp_path, save):
     model = make_model(89, 12, 18, 2, 2)
     save(model, tmp_path / "saved")
     ours = converted(tmp_path / "saved")
-    tokens = random_tokens(ours.hparams, 2, 12)
+    tokens = random_tokens(ours, 2, 12)
     assert_close(ours.logits(tokens), logits_of(model, tokens))
 
 
