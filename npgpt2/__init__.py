@@ -10,8 +10,8 @@ read how GPT-2 works, begin with `model.py`, and look into `kernels.py` for the 
 """
 
 from npgpt2.gpt2 import GPT2, load
+from npgpt2.kernels.tokenizer import Tokenizer
 from npgpt2.model import HParams
-from npgpt2.tokenizer import Tokenizer
 from npgpt2.version import __version__
 
 __all__ = ["GPT2", "HParams", "Tokenizer", "__version__", "load"]

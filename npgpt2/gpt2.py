@@ -21,12 +21,12 @@ import numpy.typing as npt
 from npgpt2.engine.continuation import Continuation, Prefix
 from npgpt2.engine.text import TextStream
 from npgpt2.kernels.kernels import Array
+from npgpt2.kernels.tokenizer import Tokenizer
 from npgpt2.model import Cache, HParams, forward
 from npgpt2.models import BUNDLED, find_model
 from npgpt2.sampling import Ids, Sampler, random_generator
 from npgpt2.study.score import Score, surprises
 from npgpt2.study.trace import Trace, trace
-from npgpt2.tokenizer import Tokenizer
 from npgpt2.weights.reader import Weights
 
 

@@ -1,7 +1,5 @@
 """The slow and obvious versions: what the fast ones in npgpt2 have to equal. float64, no cache, no blocks."""
 
-from itertools import pairwise
-
 import numpy as np
 
 
@@ -88,22 +86,3 @@ def logits(weights, hparams, tokens):
     w = {name: array.astype(np.float64) for name, array in dequantized(weights).items()}
     x = trace(weights, hparams, tokens)[1][-1]
     return layer_norm(x, w["ln_f/g"], w["ln_f/b"]) @ w["wte"].T
-
-
-def merge(word, ranks):
-    """OpenAI's way of merging: look for the earliest pair over and over. word: list of strings → list of strings."""
-    while len(word) > 1:
-        pairs = [(ranks[pair], pair) for pair in pairwise(word) if pair in ranks]
-        if not pairs:
-            break
-        _, best = min(pairs)
-        merged, i = [], 0
-        while i < len(word):
-            if tuple(word[i : i + 2]) == best:
-                merged.append(word[i] + word[i + 1])
-                i += 2
-            else:
-                merged.append(word[i])
-                i += 1
-        word = merged
-    return word

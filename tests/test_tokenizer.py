@@ -1,26 +1,74 @@
-"""Byte pair encoding: against recorded tokens, OpenAI's way of merging in naive.py, and its own promises."""
+"""Byte pair encoding: the plain tokenizer against recorded tokens and the algorithm as it was published, the fast one
+against the plain one, and what both promise."""
 
+import copy
 import json
+import pickle
+import re
 from itertools import product
 
-import naive
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgpt2 import tokenizer as module
+import npgpt2
+from npgpt2 import tokenizer as plain
 from npgpt2.engine.text import TextStream
-from npgpt2.tokenizer import ASCII_WORDS, BYTE_CHARACTERS, CACHED_LENGTH, CACHED_WORDS, WORDS, Tokenizer, _Cache, _split
+from npgpt2.kernels import tokenizer as fast
+from npgpt2.kernels.tokenizer import (
+    ASCII_WORDS,
+    CACHED_LENGTH,
+    CACHED_WORDS,
+    Tokenizer,
+    _Cache,
+    merge_in_order,
+    merge_long,
+)
+from npgpt2.tokenizer import BYTE_CHARACTERS, WORDS
 
 
 @pytest.fixture(scope="session")
-def tokenizer(fixtures):
-    return Tokenizer.load(fixtures / "tiny")
+def tiny_tokenizers(fixtures):
+    """The plain one and the fast one."""
+    return plain.Tokenizer.load(fixtures / "tiny"), Tokenizer.load(fixtures / "tiny")
 
 
 @pytest.fixture(scope="session")
-def gpt2_tokenizer(shared):
-    return Tokenizer.load(shared / "gpt2-vocab")
+def gpt2_tokenizers(shared):
+    """The same with GPT-2's vocabulary."""
+    return plain.Tokenizer.load(shared / "gpt2-vocab"), Tokenizer.load(shared / "gpt2-vocab")
+
+
+@pytest.fixture(scope="session", params=[0, 1], ids=["plain", "fast"])
+def tokenizer(request, tiny_tokenizers):
+    return tiny_tokenizers[request.param]
+
+
+@pytest.fixture(scope="session")
+def fast_tokenizer(tiny_tokenizers):
+    return tiny_tokenizers[1]
+
+
+def test_what_users_get_is_the_fast_one(model):
+    assert npgpt2.Tokenizer is Tokenizer
+    assert type(model.tokenizer) is Tokenizer
+
+
+def test_no_text_reaches_the_plain_loop(model, run, fixtures, tmp_path, monkeypatch):
+    """It takes n² steps for a word of n letters, and texts can come from anyone."""
+
+    def refuse(*_):
+        raise AssertionError("the plain loop")
+
+    monkeypatch.setattr(plain, "merge", refuse)
+    text, file = "a" * 1000 + " word é 東京", tmp_path / "text.txt"
+    file.write_text(text, "utf-8")
+    for source in (["-m", "MODEL"], ["--vocab", fixtures / "tiny"]):
+        assert run("encode", text, *source)[0] == 0
+        assert run("encode", file, *source, "-o", tmp_path / "text.npz")[0] == 0
+    assert run("score", file, "-m", "MODEL")[0] == 0
+    assert run("generate", text, "-m", "MODEL", "--length", 1)[0] == 0
+    assert model.prompt_tokens(text)
 
 
 # Tokens that tiktoken's gpt2 gives; tests/oracles compares many more.
@@ -50,25 +98,63 @@ TIKTOKEN = {
 
 
 @pytest.mark.parametrize("text", TIKTOKEN)
-def test_tokens_equal_tiktokens(gpt2_tokenizer, text):
-    assert gpt2_tokenizer.encode(text) == TIKTOKEN[text]
+def test_tokens_equal_tiktokens(gpt2_tokenizers, text):
+    for tokenizer in gpt2_tokenizers:
+        assert tokenizer.encode(text) == TIKTOKEN[text]
 
 
-def naive_encode(vocabulary, text):
-    """Encode by looking for the earliest pair over and over."""
-    ids = json.loads((vocabulary / "encoder.json").read_text("utf-8"))
-    lines = (vocabulary / "vocab.bpe").read_text("utf-8").split("\n")[1:-1]
-    ranks = {tuple(line.split(" ")): rank for rank, line in enumerate(lines)}
-    words = ["".join(BYTE_CHARACTERS[byte] for byte in word.encode("utf-8")) for word in WORDS.findall(text)]
-    return [ids[part] for word in words for part in naive.merge(list(word), ranks)]
+def published_merge(word, merges):
+    """Algorithm 1 of Sennrich et al. 2016, on text: a symbol is what stands between spaces.
+
+    word: str · merges: pairs of symbols, in order; of two the same, the last counts → list of symbols.
+    """
+    merges = list(dict.fromkeys(merges[::-1]))[::-1]
+    line = " ".join(word)
+    while present := [pair for pair in merges if f" {' '.join(pair)} " in f" {line} "]:
+        bigram = re.escape(" ".join(present[0]))
+        line = re.sub(rf"(?<!\S){bigram}(?!\S)", lambda _, pair=present[0]: "".join(pair), line)
+    return line.split(" ")
 
 
-TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("aeghnort ',.\n")), max_size=60)
+@pytest.fixture(scope="session")
+def tiny_ids(fixtures):
+    return json.loads((fixtures / "tiny" / "encoder.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def tiny_merges(fixtures):
+    lines = (fixtures / "tiny" / "vocab.bpe").read_text("utf-8").split("\n")[1:-1]
+    return [tuple(line.split(" ")) for line in lines]
+
+
+UNICODE = st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("aeghnort ',.\n"))
+TEXT = st.text(UNICODE, max_size=60)
 
 
 @given(TEXT)
-def test_merging_equals_looking_for_the_earliest_pair_over_and_over(fixtures, tokenizer, text):
-    assert tokenizer.encode(text) == naive_encode(fixtures / "tiny", text)
+def test_text_is_merged_as_published(tokenizer, tiny_ids, tiny_merges, text):
+    words = ["".join(BYTE_CHARACTERS[byte] for byte in word.encode("utf-8")) for word in WORDS.findall(text)]
+    assert tokenizer.encode(text) == [tiny_ids[part] for word in words for part in published_merge(word, tiny_merges)]
+
+
+PIECES = st.lists(st.text(st.one_of(UNICODE, st.characters(categories=["Cs"]), st.sampled_from("a1é ")), max_size=20))
+
+
+def check_they_agree(one, other, pieces):
+    text = "".join(pieces) + "<|endoftext|>" + "".join(reversed(pieces))
+    for special in (False, True):
+        assert one.encode(text, special) == other.encode(text, special)
+    assert list(one.encode_pieces(pieces)) == list(other.encode_pieces(pieces))
+
+
+@given(PIECES)
+def test_the_fast_one_gives_the_plain_ones_tokens(tiny_tokenizers, pieces):
+    check_they_agree(*tiny_tokenizers, pieces)
+
+
+@given(PIECES)
+def test_the_fast_one_gives_the_plain_ones_tokens_with_gpt2s_vocabulary(gpt2_tokenizers, pieces):
+    check_they_agree(*gpt2_tokenizers, pieces)
 
 
 ASCII = st.text(st.one_of(st.characters(max_codepoint=127), st.sampled_from(" '\n\x1c" + "strevldm0a.")), max_size=40)
@@ -87,30 +173,34 @@ def test_words_of_ascii_around_every_character():
 
 
 @given(st.text(st.sampled_from(" \n\t'aérs0.\u3000"), max_size=40), st.integers(1, 10))
-def test_splitting_in_blocks_changes_no_word(text, block):
+def test_splitting_in_blocks_changes_no_word(fast_tokenizer, text, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK", block)
-        assert list(_split(text)) == WORDS.findall(text)
+        patch.setattr(fast, "BLOCK", block)
+        assert list(fast_tokenizer._split(text)) == WORDS.findall(text)
 
 
 def check_merging(merges, made, word):
-    """A word is merged as by OpenAI's encoder, where tokens of single bytes come first, then those `made`, in order."""
+    """A word is merged as published, where tokens of single bytes come first, then those `made`, in order."""
     symbols = list(dict.fromkeys([*BYTE_CHARACTERS, *made]))
-    tokenizer = Tokenizer(
+    files = (
         json.dumps({symbol: i for i, symbol in enumerate(symbols)}).encode(),
         ("#version: 0.2\n" + "\n".join(map(" ".join, merges))).encode(),
     )
-    ranks = {pair: rank for rank, pair in enumerate(merges)}
-    expected = [symbols.index(part) for part in naive.merge(list(word), ranks)]
+    expected = [symbols.index(part) for part in published_merge(word, merges)]
+    assert plain.Tokenizer(*files).encode(word) == expected
+    tokenizer = Tokenizer(*files)
     assert tokenizer.encode(word) == expected
-    assert tokenizer._merge_long([symbols.index(letter) for letter in word]) == expected
+    letters = [symbols.index(letter) for letter in word]
+    assert merge_long(letters, tokenizer._ranks, tokenizer._made) == expected
+    if tokenizer._in_order:
+        assert merge_in_order(letters, tokenizer._ranks, tokenizer._made) == expected
 
 
 PAIRS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=20)
 
 
 @given(PAIRS, st.booleans(), st.booleans(), st.randoms(use_true_random=False), st.text("ab", min_size=1, max_size=40))
-def test_words_merge_in_openai_order_whatever_the_list(pairs, shuffle_merges, shuffle_ids, random, word):
+def test_words_merge_as_published_whatever_the_list(pairs, shuffle_merges, shuffle_ids, random, word):
     symbols, merges = ["a", "b"], []
     for left, right in pairs:
         merges.append((symbols[left % len(symbols)], symbols[right % len(symbols)]))
@@ -128,20 +218,21 @@ def test_words_merge_in_openai_order_whatever_the_list(pairs, shuffle_merges, sh
         ("b a, aa a, a a", ["ba", "aaa", "aa"], "baaaaaa"),
         ("bb b, b b, a a, b aa", ["bb", "bbb", "aa", "baa"], "babbabbbbbbb"),
         ("a b, b c, a b", ["ab", "bc"], "abc"),
+        ("a a, b b, aa bb", ["aa", "bb", "aabb"], "aabb"),
     ],
-    ids=["a token before its parts", "ids that don't rise", "the same merge twice"],
+    ids=["a token before its parts", "ids that don't rise", "the same merge twice", "two tokens from two each"],
 )
-def test_lists_out_of_order_merge_in_openai_order(merges, made, word):
+def test_chosen_lists_merge_as_published(merges, made, word):
     check_merging([tuple(merge.split()) for merge in merges.split(", ")], made, word)
 
 
-def test_gpt2s_vocabulary_is_in_order(gpt2_tokenizer, tokenizer):
+def test_real_vocabularies_are_in_order(gpt2_tokenizers, fast_tokenizer):
     """So that the faster way is taken."""
-    assert gpt2_tokenizer._in_order
-    assert tokenizer._in_order
+    assert gpt2_tokenizers[1]._in_order
+    assert fast_tokenizer._in_order
 
 
-def test_two_merges_that_make_the_same_token_apply_in_openai_order():
+def test_two_merges_that_make_the_same_token_apply_as_published():
     """`abc` can be made of a+bc and of ab+c; the pair abc+d comes between the two in the list."""
     merges = [("b", "c"), ("a", "bc"), ("abc", "d"), ("a", "b"), ("ab", "c")]
     for word in ("abcd", "abcabcd", "aabbccdd", "abcdabc"):
@@ -179,8 +270,9 @@ def byte_tokenizer(merges=b"", **changes):
 
 
 @pytest.mark.parametrize("word", ["a" * 100_000, "abcdefghij" * 10_000, " " * 100_000, "é" * 50_000])
-def test_words_of_100_kb_take_a_bounded_number_of_steps(tokenizer, word):
-    """A quadratic encoder would need hours here. What is counted is how often pairs are looked up."""
+def test_words_of_100_kb_take_a_bounded_number_of_steps(fast_tokenizer, word, monkeypatch):
+    """The plain one would need hours here. What is counted is how often pairs are looked up."""
+    monkeypatch.setattr(fast, "merge_in_order", None)  # which looks at all ranks in each step
 
     class Counting(dict):
         lookups = 0
@@ -189,23 +281,42 @@ def test_words_of_100_kb_take_a_bounded_number_of_steps(tokenizer, word):
             Counting.lookups += 1
             return super().get(key, default)
 
-    counting = Tokenizer.__new__(Tokenizer)
-    counting.__dict__.update(tokenizer.__dict__)
-    counting._merges = Counting(tokenizer._merges)
+    counting = copy.copy(fast_tokenizer)
+    counting._ranks = Counting(fast_tokenizer._ranks)
     counting._cache = _Cache(counting._encode_word)
-    assert tokenizer.decode(counting.encode(word)) == word
+    assert counting.decode(counting.encode(word)) == word
     assert 99_999 <= Counting.lookups < 6 * 100_000
 
 
-def test_the_cache_of_words_is_bounded(tokenizer, monkeypatch):
-    monkeypatch.setattr("npgpt2.tokenizer.CACHED_WORDS", 10)
-    fresh = Tokenizer.__new__(Tokenizer)
-    fresh.__dict__.update(tokenizer.__dict__ | {"_cache": _Cache(tokenizer._encode_word)})
+def test_a_single_word_in_many_pieces_is_split_a_few_times(fast_tokenizer):
+    """Only when it has doubled: otherwise 1,000 pieces would be looked at in 1,000 steps, 500 on average in each."""
+    looked_at, counting = [], copy.copy(fast_tokenizer)
+    counting._split = lambda text: (looked_at.append(len(text)), fast_tokenizer._split(text))[1]
+    assert [token for tokens in counting.encode_pieces(["a" * 100] * 1000) for token in tokens]
+    assert 100_000 <= sum(looked_at) < 6 * 100_000
+
+
+def test_the_cache_of_words_is_bounded(fast_tokenizer, monkeypatch):
+    monkeypatch.setattr(fast, "CACHED_WORDS", 10)
+    fresh = copy.copy(fast_tokenizer)
+    fresh._cache = _Cache(fresh._encode_word)
     for number in range(100):
-        fresh.encode(f" word {number}" + "x" * CACHED_LENGTH)
+        fresh.encode(f" word {number}" + "x" * CACHED_LENGTH + f" {number}" + "y" * (CACHED_LENGTH + 1))
         assert 0 < len(fresh._cache) <= 10
         assert all(len(word) <= CACHED_LENGTH for word in fresh._cache)
     assert CACHED_WORDS * CACHED_LENGTH < 2**22
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda tokenizer: pickle.loads(pickle.dumps(tokenizer))])
+def test_a_copy_encodes_as_the_original_does(tokenizer, copied):
+    """What it keeps of words that it has seen leads to the copy, not to the original."""
+    tokenizer.encode("A language model")
+    other = copied(tokenizer)
+    assert type(other) is type(tokenizer)
+    assert other.encode("A language model plays") == tokenizer.encode("A language model plays")
+    if isinstance(other, Tokenizer):
+        assert other._cache._encode.__self__ is other
+        assert "A" in other._cache
 
 
 def test_decoding_replaces_what_is_not_utf8(tokenizer):
