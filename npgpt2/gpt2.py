@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from npgpt2.engine.continuation import Continuation, Prefix
 from npgpt2.engine.text import TextStream
+from npgpt2.kernels.int8 import prepare
 from npgpt2.kernels.kernels import Array
 from npgpt2.kernels.tokenizer import Tokenizer
 from npgpt2.model import Cache, HParams, forward
@@ -27,7 +27,7 @@ from npgpt2.models import BUNDLED, find_model
 from npgpt2.sampling import Ids, Sampler, random_generator
 from npgpt2.study.score import Score, surprises
 from npgpt2.study.trace import Trace, trace
-from npgpt2.weights.reader import Weights
+from npgpt2.weights import Weights
 
 
 class GPT2:
@@ -39,11 +39,22 @@ class GPT2:
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
+        self.matrices = prepare(weights)  # what is computed with
         self.hparams: HParams = weights.hparams
+        self._tokenizer: Tokenizer | None = None
 
-    @cached_property
+    def __reduce__(self) -> tuple[type[GPT2], tuple[Weights]]:
+        return type(self), (self.weights,)  # all else is made of them
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary; ValueError where its file has none, or one of another model."""
+        # Not a cached_property, which before Python 3.12 has a lock that a forked process can inherit taken.
+        if self._tokenizer is None:
+            self._tokenizer = self._read_tokenizer()
+        return self._tokenizer
+
+    def _read_tokenizer(self) -> Tokenizer:
         texts = self.weights.vocabulary()
         if texts is None:
             raise ValueError(f"{self.weights.path}: has no vocabulary; convert it again with --vocab DIR to use text")
@@ -66,10 +77,10 @@ class GPT2:
         """
         ids = self._check(tokens, self.hparams.n_ctx)
         if ids.ndim == 1:
-            return forward(self.weights, self.hparams, [ids], [Cache(self.hparams)], all_positions=True)
+            return forward(self.matrices, self.hparams, [ids], [Cache(self.hparams)], all_positions=True)
         logits = np.empty((*ids.shape, self.hparams.n_vocab), np.float32)
         for row, out in zip(ids, logits, strict=True):
-            out[:] = forward(self.weights, self.hparams, [row], [Cache(self.hparams)], all_positions=True)
+            out[:] = forward(self.matrices, self.hparams, [row], [Cache(self.hparams)], all_positions=True)
         return logits
 
     def trace(self, tokens: npt.ArrayLike, attention: bool = False, residual: bool = False) -> Trace:
@@ -87,7 +98,7 @@ class GPT2:
         ids = self._check(tokens, self.hparams.n_ctx)
         if ids.ndim != 1:
             raise ValueError(f"tokens have shape {ids.shape}, where (T,), a single sequence, is expected")
-        return trace(self.weights, self.hparams, ids, attention, residual)
+        return trace(self.matrices, self.hparams, ids, attention, residual)
 
     def generate_tokens(
         self,
@@ -216,8 +227,8 @@ class GPT2:
         """How well the model predicts a text: its bits and lengths, and what papers make of them; see `Score`.
 
         text: a string, or pieces of one, as from an open file, of any length · stride: how far apart the windows are in
-        which it is read, 1 to n_ctx, by default n_ctx // 2; see `npgpt2.study.score` · each: called with every token that
-        was predicted, and the bits it took.
+        which it is read, 1 to n_ctx, by default n_ctx // 2; see `npgpt2.study.score` · each: called with every token
+        that was predicted, and the bits it took.
 
         >>> model.score("A language model plays one small game").perplexity_per_token < 1.1
         True
@@ -230,7 +241,7 @@ class GPT2:
             for new in self.tokenizer.encode_pieces(score.counted([text] if isinstance(text, str) else text)):
                 yield from new
 
-        for token, bits in surprises(self.weights, self.hparams, tokens(), stride):
+        for token, bits in surprises(self.matrices, self.hparams, tokens(), stride):
             score.bits += bits
             score.tokens += 1
             each(token, bits)
@@ -313,7 +324,7 @@ class GPT2:
         for group in [*alone, together] if together else alone:
             tokens = [np.array(sequence.unread + sequence.guessed) for sequence in group]
             caches = [sequence.cache for sequence in group]
-            logits = forward(self.weights, self.hparams, tokens, caches, bool(group[0].guessed))
+            logits = forward(self.matrices, self.hparams, tokens, caches, bool(group[0].guessed))
             for sequence, rows in zip(group, np.split(logits, len(group)), strict=True):
                 sequence.read(rows)
 

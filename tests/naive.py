@@ -7,10 +7,9 @@ def dequantized(weights):
     """A model's variables as arrays, where some are in int8: each value times the scale of its output."""
     arrays = {name: weights[name] for name in weights.shapes}
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            matrix = array.T if name == "wte" else array
-            rows = matrix.values.astype(np.float64) * matrix.scales[:, None].astype(np.float64)
-            arrays[name] = (rows if name == "wte" else rows.T).astype(np.float32)
+        if array.dtype == np.int8:
+            scales = weights[f"{name}/scales"].astype(np.float64)
+            arrays[name] = (array * (scales[:, None] if name == "wte" else scales)).astype(np.float32)
     return arrays
 
 

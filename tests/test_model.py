@@ -31,7 +31,7 @@ def random_tokens(model, length, seed=0):
 def step_by_step(model, tokens):
     cache = Cache(model.hparams)
     return np.concatenate(
-        [forward(model.weights, model.hparams, [tokens[t : t + 1]], [cache]) for t in range(len(tokens))]
+        [forward(model.matrices, model.hparams, [tokens[t : t + 1]], [cache]) for t in range(len(tokens))]
     )
 
 
@@ -69,10 +69,10 @@ def test_a_ragged_batch_agrees_with_each_sequence_alone(any_model):
     sequences = [random_tokens(any_model, length, seed) for seed, length in enumerate(lengths)]
     caches = [Cache(any_model.hparams) for _ in sequences]
     # In two steps of different sizes for each: the first token of all, then whatever is left.
-    first = forward(any_model.weights, any_model.hparams, [s[:1] for s in sequences], caches)
+    first = forward(any_model.matrices, any_model.hparams, [s[:1] for s in sequences], caches)
     longer = [i for i, s in enumerate(sequences) if len(s) > 1]
     rest = forward(
-        any_model.weights, any_model.hparams, [sequences[i][1:] for i in longer], [caches[i] for i in longer]
+        any_model.matrices, any_model.hparams, [sequences[i][1:] for i in longer], [caches[i] for i in longer]
     )
     for i, sequence in enumerate(sequences):
         expected = any_model.logits(sequence)

@@ -12,10 +12,10 @@ import npgpt2
 from npgpt2.convert import convert
 from npgpt2.kernels import int8 as module
 from npgpt2.kernels import kernels, threads
-from npgpt2.kernels.int8 import Quantized, QuantizedRows, quantize
+from npgpt2.kernels.int8 import Quantized, QuantizedRows, prepare
 from npgpt2.kernels.kernels import linear
-from npgpt2.weights import writer
-from npgpt2.weights.reader import Weights
+from npgpt2.weights import Weights, quantize, writer
+from npgpt2.weights import int8 as rounding
 
 
 def random_matrix(n_out, n_in, seed=0):
@@ -43,7 +43,7 @@ def test_rows_of_extreme_numbers_stay_finite(number):
 def test_large_matrices_are_rounded_as_small_ones(monkeypatch):
     rows = random_matrix(50, 33)
     whole = quantize(rows)
-    monkeypatch.setattr(module, "CHUNK", 100)
+    monkeypatch.setattr(rounding, "CHUNK", 100)
     for ours, theirs in zip(quantize(rows), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -153,10 +153,79 @@ def test_the_file_opens_with_plain_numpy(small8):
 
 def test_values_are_mapped_and_not_copied(small8):
     loaded = Weights(small8)
-    values = loaded["h0/attn/c_attn/w"].values
+    values = prepare(loaded)["h0/attn/c_attn/w"].values
     assert not values.flags.writeable
     assert not values.flags.owndata
     assert values.flags.c_contiguous
+    assert np.shares_memory(values, loaded["h0/attn/c_attn/w"])
+
+
+def test_the_mapping_holds_what_the_file_does(small8):
+    loaded = Weights(small8)
+    with np.load(small8) as archive:
+        assert [f"{name}.npy" for name in loaded] == [info for info in archive.zip.namelist() if info.endswith(".npy")]
+        for name, array in loaded.items():
+            np.testing.assert_array_equal(array, archive[name], strict=True)
+            assert not array.flags.writeable
+
+
+def test_rounding_on_loading_gives_the_arrays_of_a_file_in_int8(small8, tmp_path):
+    for dtype in ("float32", "float16"):
+        arrays = {name: array.astype(np.float16).astype(np.float32) for name, array in random_arrays().items()}
+        writer.write(tmp_path / "wide.npz", SMALL, arrays.items(), None, dtype)
+        writer.write(tmp_path / "narrow.npz", SMALL, arrays.items(), None, "int8")
+        rounded, stored = Weights(tmp_path / "wide.npz", "int8"), Weights(tmp_path / "narrow.npz")
+        assert list(rounded) == list(stored)
+        for name in reversed(list(stored)):  # scales before what they belong to
+            np.testing.assert_array_equal(rounded[name], stored[name], strict=True)
+            assert rounded[name] is rounded[name]
+            assert not rounded[name].flags.writeable
+        assert rounded.dtype == dtype
+
+
+# ---- Matrices made of what is stored
+
+
+@pytest.mark.parametrize("kind", [lambda weights: weights, dict])
+def test_matrices_are_made_of_any_mapping(kind, small8):
+    matrices = prepare(kind(Weights(small8)))
+    names = [*Weights(small8).shapes]
+    assert (len(matrices), list(matrices), {*{**matrices}}) == (len(names), names, {*names})
+    assert all(name in matrices for name in names)
+    for absent in ("wte/scales", "h9/ln_1/g", "h9/mlp/c_fc/w/scales", None):
+        assert absent not in matrices
+        assert matrices.get(absent) is None
+        with pytest.raises(KeyError):
+            matrices[absent]
+    for name, wide in naive.dequantized(Weights(small8)).items():
+        matrix = matrices[name]
+        assert matrix is matrices[name]
+        assert matrix.shape == wide.shape
+        if name == "wte":
+            assert isinstance(matrix, QuantizedRows)
+            np.testing.assert_allclose(matrix[np.arange(len(wide))], wide, rtol=1e-6)
+        elif name.endswith("/w"):
+            assert isinstance(matrix, Quantized)
+            np.testing.assert_allclose(linear(np.eye(len(wide), dtype=np.float32), matrix), wide, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(matrix, wide)
+
+
+def test_arrays_that_are_not_int8_are_matrices_as_they_are(tiny):
+    weights = Weights(tiny)
+    matrices = prepare(weights)
+    assert list(matrices) == list(weights)
+    assert all(matrices[name] is weights[name] for name in weights)
+
+
+def test_matrices_are_made_when_they_are_first_asked_for(tmp_path):
+    arrays = random_arrays() | {"ln_f/g": np.full(SMALL.n_embd, np.nan, np.float32)}
+    writer.write(tmp_path / "m.npz", SMALL, arrays.items(), None, "int8")
+    matrices = prepare(Weights(tmp_path / "m.npz"))
+    assert len(matrices) == len(arrays)
+    assert matrices["wte"].shape == (11, 8)
+    with pytest.raises(ValueError, match="variable ln_f/g holds values that are not finite"):
+        matrices["ln_f/g"]
 
 
 def changed(change):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Mapping, MutableMapping
 from itertools import count
 
 import numpy as np
@@ -187,9 +188,46 @@ def test_what_the_file_says_of_itself(small, tmp_path):
 def test_a_variable_is_looked_up_once(small):
     loaded = Weights(small)
     assert loaded["wte"] is loaded["wte"]
-    assert list(loaded) == ["wte"]
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="h9/ln_1/g"):
         loaded["h9/ln_1/g"]
+
+
+@pytest.mark.parametrize("rounded", [None, "int8"])
+@pytest.mark.parametrize("stored", ["float32", "float16", "int8"])
+def test_it_is_a_mapping_of_what_it_holds_before_anything_is_read(stored, rounded, tmp_path):
+    writer.write(tmp_path / "m.npz", SMALL, random_arrays().items(), VOCABULARY, stored)
+    names = set(random_arrays())
+    if "int8" in (stored, rounded):
+        names |= {f"{name}/scales" for name in names if name == "wte" or name.endswith("/w")}
+
+    def fresh():
+        return Weights(tmp_path / "m.npz", rounded)
+
+    assert isinstance(fresh(), Mapping)
+    assert not isinstance(fresh(), MutableMapping)
+    assert len(fresh()) == len(names) == len({*fresh()})
+    assert {*fresh()} == {*fresh().keys()} == {*{**fresh()}} == names
+    assert all(name in fresh() for name in names)
+    arrays = {name: fresh()[name] for name in names}  # each as the first that is read of its file
+    for found in ({**fresh()}, dict(fresh().items()), dict(zip(fresh(), fresh().values(), strict=True))):
+        for name in names:
+            np.testing.assert_array_equal(found[name], arrays[name], strict=True)
+    for absent in ("h9/ln_1/g", "wpe/scales", "hparams.json", "hparams", "wte.npy", "", None, 3):
+        assert absent not in fresh()
+        assert fresh().get(absent, "none") == "none"
+        with pytest.raises(KeyError):
+            fresh()[absent]
+    assert ("wte/scales" in fresh()) == ("int8" in (stored, rounded))
+
+
+def test_to_say_what_there_is_nothing_is_read(tmp_path):
+    """Of a file in which every array is damaged."""
+    arrays = {name: np.full_like(array, np.nan) for name, array in random_arrays().items()}
+    writer.write(tmp_path / "m.npz", SMALL, arrays.items(), None)
+    loaded = Weights(tmp_path / "m.npz")
+    assert (len(loaded), list(loaded), "wte" in loaded) == (len(arrays), list(arrays), True)
+    with pytest.raises(ValueError, match="not finite"):
+        loaded.get("wte")
 
 
 def test_opening_looks_at_no_array(tmp_path, monkeypatch):
@@ -204,9 +242,9 @@ def test_opening_looks_at_no_array(tmp_path, monkeypatch):
 
     monkeypatch.setattr(zlib, "crc32", counting)
     loaded = Weights(tmp_path / "m.npz")
-    assert checked == []
-    assert len(loaded) == 0
-    assert loaded["wpe"].nbytes < sum(checked) < loaded["wpe"].nbytes + 1000
+    text = len(json.dumps(hparams._asdict()))
+    assert sum(checked) == text
+    assert loaded["wpe"].nbytes < sum(checked) - text < loaded["wpe"].nbytes + 1000
 
 
 def test_replacing_the_file_leaves_an_open_model_alone(small):
@@ -282,6 +320,18 @@ def test_unaligned_arrays_larger_than_a_chunk_are_copied(opened, allocated_peak)
 
         assert arrays["wte"].nbytes > 4 * CHUNK
         assert allocated_peak(read) < arrays["wte"].nbytes + 5 * CHUNK
+
+
+def test_arrays_that_expand_to_many_chunks_of_what_is_compressed(opened):
+    """A piece of what is compressed gives more than is taken of it at once."""
+    hparams = HParams(n_vocab=40_000, n_ctx=8, n_embd=64, n_head=2, n_layer=1)
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.integers(0, 4, array.shape).astype(np.float32) for name, array in random_arrays(hparams).items()
+    }
+    data = by_numpy(arrays, np.savez_compressed, hparams)
+    assert len(data) < arrays["wte"].nbytes / 8
+    assert_equal(opened(data), arrays)
 
 
 # ---- What is missing or doesn't fit
@@ -459,9 +509,10 @@ def test_what_the_system_refuses_has_its_own_message(tmp_path):
 def test_damage_is_named_when_the_variable_is_read(small, opened):
     data = bytearray(small.read_bytes())
     data[data.index(random_arrays()["wte"].tobytes())] ^= 1
-    # Variables as small as this one are read when the file is opened, since zipfile reads 4 KB at least.
-    with pytest.raises(ValueError, match=r"variable wte can't be read \(Bad CRC"):
-        opened(bytes(data))
+    loaded = opened(bytes(data))
+    np.testing.assert_array_equal(loaded["wpe"], random_arrays()["wpe"])
+    with pytest.raises(ValueError, match=r"variable wte is damaged \(its checksum is wrong\); convert or download"):
+        loaded["wte"]
 
 
 @pytest.mark.parametrize("savez", [np.savez, np.savez_compressed, None])
@@ -514,8 +565,12 @@ def test_two_members_of_one_name_are_refused(small, opened):
 )
 def test_headers_that_lie_are_refused(member, changes, message, small, opened):
     data = patched(small.read_bytes(), member, **changes)
+
+    def read(loaded):
+        return loaded.vocabulary(), loaded["wte"]
+
     with pytest.raises(ValueError, match=message):
-        opened(data).vocabulary()
+        read(opened(data))
 
 
 def test_a_text_that_claims_to_be_longer_is_read_as_far_as_it_goes(small, opened):
@@ -528,7 +583,7 @@ def test_a_text_that_claims_to_be_longer_is_read_as_far_as_it_goes(small, opened
     "changes", [{"name_length": 1}, {"extra_length": 1}, {"extra_length": 2**16 - 1}, {"name_length": 999}]
 )
 def test_local_headers_that_lie_are_refused(member, changes, small, opened):
-    with pytest.raises(ValueError, match=r"can't be read|no zip header|damaged"):
+    with pytest.raises(ValueError, match=r"can't be read|no zip header|damaged|cut short"):
         opened(patched(small.read_bytes(), member, central=False, **changes))
 
 
@@ -538,6 +593,14 @@ def test_members_that_claim_to_be_far_away_are_refused(member, offset, small, op
     data = writers.with_zip64_offset(small.read_bytes(), member, offset)
     with pytest.raises(ValueError, match=r"can't be read|no zip header|not a model file"):
         opened(data).vocabulary()
+
+
+@pytest.mark.parametrize("member", ["hparams.json", "encoder.json", "wte.npy"])
+def test_members_that_claim_to_go_beyond_the_file_are_refused(member, small, opened):
+    """Of the right size once they are read, so that nothing but that is wrong with them."""
+    for size in (small.stat().st_size, 2**32 - 2):
+        with pytest.raises(ValueError, match=rf"{member.removesuffix('.npy')} is cut short"):
+            opened(patched(small.read_bytes(), member, compressed=size)).vocabulary()
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**31, 2**62, 2**63, 2**64 - 1])
@@ -554,6 +617,18 @@ def test_a_variable_that_claims_to_go_beyond_the_file_is_refused(tmp_path, opene
     data = (tmp_path / "m.npz").read_bytes()
     with pytest.raises(ValueError, match=r"variable wte (is cut short|can't be read \(Overlapped)"):
         opened(patched(data, "wte.npy", compressed=2**20))["wte"]  # newer versions of zipfile see it first
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_variable_that_holds_less_than_it_claims_is_refused(method, opened):
+    """Whose checksum is that of what there is."""
+    file = io.BytesIO(by_numpy(random_arrays(), drop=["wte"]))
+    buffer = io.BytesIO()
+    np.save(buffer, random_arrays()["wte"])
+    with zipfile.ZipFile(file, "a", method) as archive:
+        archive.writestr("wte.npy", buffer.getvalue()[:-4])
+    with pytest.raises(ValueError, match=r"variable wte is (cut short|damaged \(it is cut short\)); convert"):
+        opened(patched(file.getvalue(), "wte.npy", size=len(buffer.getvalue())))["wte"]
 
 
 def bomb(name, size, deflated, claim):

@@ -269,7 +269,7 @@ def two_ways(_, file):
     yield beside("draw with top-k 40 as text, beside greedy tokens", no_guesses(as_text), no_guesses(greedy))
     yield beside("no repetition, beside no guesses", drawn, no_guesses(drawn))
     # Random weights that don't know a token's position repeat themselves soon, as small models do.
-    model.weights["wpe"] = np.zeros_like(model.weights["wpe"])
+    model.matrices = {**model.matrices, "wpe": np.zeros_like(model.matrices["wpe"])}
     yield beside("repetition, beside no guesses", repeated, no_guesses(repeated))
 
 

@@ -1,13 +1,16 @@
 """Matrices in int8: a quarter of the memory, and of the bytes that decoding has to fetch for each token.
 
-A row of numbers is stored as whole numbers from -127 to 127 and one float32, by which they are to be multiplied. The
-rows are those that belong to one output each, so that this factor can be applied to the result instead of the weights.
-Activations stay float32. Dettmers et al. 2022, "LLM.int8()", section 2, calls this symmetric row-wise quantization.
+A row of numbers is stored as whole numbers from -127 to 127 and one float32, its scale, by which they are to be
+multiplied. The rows are those that belong to one output each, so that this factor can be applied to the result instead
+of the weights. Activations stay float32. Dettmers et al. 2022, "LLM.int8()", section 2, calls this symmetric row-wise
+quantization. `prepare` makes matrices of what a model file stores in this way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from threading import local
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +23,8 @@ Int8 = npt.NDArray[np.int8]
 # by: enough for half of any layer's matrix of 124M. With smaller ones, threads wait for Python's lock more often: a
 # token took 4 % longer with three fifths of this, and 8 % with a third.
 TILE_BYTES = 5 * 2**20
-# Numbers that are quantized at once, to keep memory small.
-CHUNK = 2**20
+# What is added to a matrix's name for that of its scales.
+SCALES = "/scales"
 
 
 class _Buffer(local):
@@ -38,7 +41,7 @@ _buffer = _Buffer()
 
 
 class Quantized:
-    """A matrix whose columns are outputs, in int8. See `quantize`.
+    """A matrix whose columns are outputs, in int8.
 
     values: (n_out, n_in) int8 · scales: (n_out,) float32. It stands for the (n_in, n_out) float32 matrix
     `(values * scales[:, None]).T`, and does of an array's ways what the model needs.
@@ -80,22 +83,53 @@ class QuantizedRows:
         return chosen
 
 
-def quantize(rows: Array) -> tuple[Int8, Array]:
-    """Round each row to int8. rows: (N, n) → values (N, n) int8 and scales (N,), with rows ≈ values * scales[:, None].
+def prepare(weights: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, Array]:
+    """What the forward pass multiplies by, made of a model's variables as they are stored.
 
-    >>> values, scales = quantize(np.float32([[1, -2, 0.5], [0, 0, 0]]))
-    >>> values
-    array([[  64, -127,   32],
-           [   0,    0,    0]], dtype=int8)
-    >>> scales * 127
-    array([  2., 127.], dtype=float32)
+    weights: arrays by name, as `Weights` has them or any other mapping, which must not change meanwhile; int8 matrices
+    (n_in, n_out), and `wte` (V, C), with float32 scales (n_out,) or (V,) beside them under their name and `/scales` →
+    the same names without those of scales: `Quantized` for what is int8, `QuantizedRows` for `wte`, else the array
+    itself. Like `weights`, it reads an array when it is first asked for, and raises what that raises.
+
+    >>> matrices = prepare({"h0/mlp/c_fc/w": np.int8([[3, 4]]), "h0/mlp/c_fc/w/scales": np.float32([0.5, 2])})
+    >>> list(matrices)
+    ['h0/mlp/c_fc/w']
+    >>> y = np.empty((1, 2), np.float32)
+    >>> matrices["h0/mlp/c_fc/w"].multiply(np.float32([[10]]), y)
+    >>> y
+    array([[15., 80.]], dtype=float32)
     """
-    values, scales = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
-    step = max(1, CHUNK // rows.shape[1])
-    for start in range(0, len(rows), step):
-        piece = rows[start : start + step]
-        scale = np.maximum(piece.max(1), -piece.min(1)) / np.float32(127)
-        scale[scale < np.finfo(np.float32).tiny] = 1  # a row of zeros, or of numbers so small that they round to them
-        scales[start : start + step] = scale
-        values[start : start + step] = np.rint(piece / scale[:, None])
-    return values, scales
+    return _Matrices(weights)
+
+
+class _Matrices(Mapping[str, Array]):
+    """See `prepare`."""
+
+    def __init__(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._weights = weights
+        self._kept: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        matrix = self._kept.get(name)
+        if matrix is None:  # two threads may both come here, and agree on one
+            matrix = self._kept.setdefault(name, self._made(name))
+        return matrix
+
+    def _made(self, name: str) -> Array:
+        if name not in self:
+            raise KeyError(name)
+        array = self._weights[name]
+        if array.dtype != np.int8:
+            return array
+        scales = self._weights[name + SCALES]
+        matrix = QuantizedRows(array, scales) if name == "wte" else Quantized(array.T, scales)
+        return cast(Array, matrix)  # the model does with it what it does with an array, and need not know
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._weights if not name.endswith(SCALES))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights and not str(name).endswith(SCALES)

@@ -9,151 +9,159 @@ and `vocab.bpe` are its vocabulary, where known. `writer.py` writes such files.
 from __future__ import annotations
 
 import ast
-import mmap
+import io
 import struct
-import zipfile
-import zlib
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from npgpt2.files import TEXT_FILE_LIMIT
-from npgpt2.kernels.int8 import Int8, Quantized, QuantizedRows, quantize
-from npgpt2.kernels.kernels import Array
 from npgpt2.model import variable_shapes
+from npgpt2.weights.archive import CHUNK, Archive, Member
 from npgpt2.weights.hparams import parse_hparams
+from npgpt2.weights.int8 import SCALES, by_output, is_quantizable, quantize
 
 # A cache line, and the widest vector register.
 ALIGNMENT = 64
-# Pieces in which arrays are checked: small enough to stay in the cache from one check to the next.
-CHUNK = 2**20
 # Trained weights don't compress. A file that grows by more than this was made to exhaust memory.
 LARGEST_COMPRESSION = 20
 # NumPy's own headers take 118 bytes; its reader accepts no more than this either.
 NPY_HEADER_LIMIT = 10_000
-# What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError)
 # The types in which a model file can hold its arrays, as NumPy describes them in it. int8 is for matrices alone, each
-# with the scales of its rows beside it: see `quantize.py`.
+# with the scales of its rows beside it: see `int8.py`.
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
+# What reading a header of nonsense raises.
+_HEADER_ERRORS = (
+    BadZipFile, struct.error, ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError, OverflowError
+)  # fmt: skip
 
 
-def all_finite(array: Array) -> bool:
-    """Whether no value is NaN or infinite; looks at a piece at a time, so that no mask of the array's size is made."""
+def all_finite(array: npt.NDArray[Any]) -> bool:
+    """Whether no value is NaN or infinite; looks at a piece at a time, so that no mask of the array's size is made.
+
+    array: float32 or float16, of any shape.
+
+    >>> all_finite(np.float32([1, 2])), all_finite(np.float16([1, np.nan]))
+    (True, False)
+    """
     flat = array.ravel(order="K")  # a view, in the order of memory
-    return all(np.isfinite(flat[start : start + CHUNK]).all() for start in range(0, flat.size, CHUNK))
+    pieces = (flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK))
+    if flat.dtype == np.float16:  # by their bits, since np.isfinite takes five times as long
+        return all(((piece.view(np.uint16) & 0x7C00) != 0x7C00).all() for piece in pieces)
+    return all(np.isfinite(piece).all() for piece in pieces)
 
 
-def is_quantizable(name: str) -> bool:
-    """Whether a variable is a matrix that activations are multiplied by."""
-    return name == "wte" or name.endswith("/w")
+class _Stored(NamedTuple):
+    """An array as the file has it."""
 
-
-def by_output(name: str, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A view of such a matrix with a row for each output; or, of one that is so already, as it is in the file."""
-    return matrix if name == "wte" else matrix.T
-
-
-class _Member(NamedTuple):
-    """Where an array lies in the file."""
-
-    info: zipfile.ZipInfo
-    start: int  # of the member's data in the file: first the .npy header, then the numbers
+    member: Member  # first the .npy header, then the numbers
     header_size: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     order: Literal["C", "F"]  # whether the last index of a matrix changes fastest, or the first
 
+    @property
+    def start(self) -> int:
+        """Where its numbers begin in the file, if it isn't compressed."""
+        return self.member.start + self.header_size
 
-def _quantized(name: str, values: Int8, scales: Array) -> Array:
-    # The model does with it what it does with an array, and need not know.
-    return cast(Array, QuantizedRows(values, scales) if name == "wte" else Quantized(values, scales))
 
+class Weights(Mapping[str, npt.NDArray[Any]]):
+    """A model's variables by name, as its file stores them: read-only arrays, memory-mapped where the file allows it.
 
-class Weights(dict[str, Array]):
-    """A model's variables by name: read-only float32 arrays, memory-mapped where the file allows it.
+    dtype: int8 rounds the matrices of a float32 or float16 file; by default they are used as the file has them.
 
-    dtype: int8 rounds the matrices of a float32 or float16 file; by default they are used as the file has them. Where
-    they are int8, a `Quantized` stands in for the array.
+    A variable is float32 of the shape that `shapes` says; float16 is widened. Where a matrix is in int8, its scales are
+    a variable of their own beside it, float32 (n_out,), under its name and `/scales`; see `quantize`.
 
-    A variable is looked up in the file, checked against the checksum that the zip file keeps, and searched for
-    NaN and infinity when it is first asked for; from then on this is an ordinary dictionary. Opening therefore takes
-    milliseconds whatever the size, and nothing that was not checked is ever computed with. Damage raises ValueError.
-    The file must not be changed while it is open; replacing it by renaming another over it is safe.
+    Opening takes milliseconds whatever the size. An array is read, checked against the checksum that the zip file
+    keeps, and searched for NaN and infinity when it is first asked for, so that nothing is computed with that wasn't
+    checked; then it is kept. Damage raises ValueError, a name that the model doesn't have KeyError.
+
+    Threads and forked processes can use it at any moment. A copy is the object itself, and a pickle the absolute path
+    and `dtype`, by which the file is opened again. The file must not be changed while it is open; replacing it by
+    renaming another over it is safe.
+
+    >>> from npgpt2.models import BUNDLED_FILE
+    >>> weights = Weights(BUNDLED_FILE, dtype="int8")
+    >>> list(weights)[:3], len(weights)
+    (['wte', 'wte/scales', 'wpe'], 101)
+    >>> weights["wte"].dtype, weights["wte"].shape, weights["wte/scales"].shape
+    (dtype('int8'), (4096, 256), (4096,))
     """
 
     def __init__(self, path: Path, dtype: Literal["int8"] | None = None) -> None:
-        super().__init__()
         if dtype not in ("int8", None):
             raise ValueError(f"dtype is {dtype!r}, where 'int8' is expected, or None for the type that the file has")
         self.path = path
-        self._quantizes = dtype == "int8"
-        open(path, "rb").close()  # what the system refuses has the system's own message
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except _ZIP_ERRORS as error:
-            raise ValueError(
-                f"{path}: not a model file, or cut short ({error}); convert or download it again"
-            ) from None
-        assert self._zip.fp is not None
-        self._map = mmap.mmap(self._zip.fp.fileno(), 0, access=mmap.ACCESS_READ)
-        with suppress(AttributeError, OSError):  # decoding is 2 % faster with large pages, where the system has them
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        self._infos = {info.filename: info for info in self._zip.infolist()}
-        if len(self._infos) != len(self._zip.infolist()):
-            raise self._broken("two members have the same name")
-        if "hparams.json" not in self._infos:
-            raise self._broken("hparams.json is missing from it; npgpt2 convert writes it")
-        self.hparams = parse_hparams(self._read_small("hparams.json"), f"{path}: hparams.json")
+        self._settings = (path.absolute(), dtype)  # now, since the program may go to another folder
+        self._archive = Archive(path)
+        if "hparams.json" not in self._archive:
+            raise self._archive.broken("hparams.json is missing from it; npgpt2 convert writes it")
+        self.hparams = parse_hparams(self._text("hparams.json"), f"{path}: hparams.json")
         # Every layer takes some of the file's members, so that a claim of more layers ends here, before the names of
         # their variables are listed.
-        if self.hparams.n_layer > len(self._infos):
-            raise self._broken(f"n_layer is {self.hparams.n_layer}, but it holds {len(self._infos)} members")
+        if self.hparams.n_layer > len(self._archive):
+            n_layer, members = self.hparams.n_layer, len(self._archive)
+            raise self._archive.broken(f"n_layer is {n_layer}, but it holds {members} members")
         self.shapes = variable_shapes(self.hparams)
-        self._members = {name: self._find(name, shape) for name, shape in self.shapes.items()}
-        for name, member in list(self._members.items()):
-            if member.dtype == np.int8:
-                outputs = member.shape[0 if name == "wte" else 1]
-                self._members[f"{name}/scales"] = self._find(f"{name}/scales", (outputs,))
-        expanded = sum(member.info.file_size for member in self._members.values())
-        if expanded > LARGEST_COMPRESSION * len(self._map):
-            raise self._broken(f"{len(self._map):,} bytes that expand to {expanded:,}")
+        self._stored = {name: self._find(name, shape) for name, shape in self.shapes.items()}
+        self._rounded = {
+            name
+            for name, stored in self._stored.items()
+            if dtype == "int8" and stored.dtype != np.int8 and is_quantizable(name)
+        }
+        self._variables: dict[str, str] = {}  # by the names of this mapping, those of the variables that they belong to
+        for name, shape in self.shapes.items():
+            self._variables[name] = name
+            if self._stored[name].dtype == np.int8:
+                n_out = shape[0 if name == "wte" else 1]
+                self._stored[name + SCALES] = self._find(name + SCALES, (n_out,))
+            if self._stored[name].dtype == np.int8 or name in self._rounded:
+                self._variables[name + SCALES] = name
+        expanded, size = sum(stored.member.expanded for stored in self._stored.values()), len(self._archive.bytes)
+        if expanded > LARGEST_COMPRESSION * size:
+            raise self._archive.broken(f"{size:,} bytes that expand to {expanded:,}")
+        # There is no lock, which a forked process could inherit taken. Two threads that ask for the same array at once
+        # both read it, and `setdefault` has them agree on one.
+        self._kept: dict[str, npt.NDArray[Any]] = {}
 
-    def __missing__(self, name: str) -> Array:
-        member = self._members[name]
-        array = self._checked(name)
-        if member.dtype == np.int8:
-            array = _quantized(name, by_output(name, array), self._checked(f"{name}/scales"))
-        elif self._quantizes and is_quantizable(name):
-            array = _quantized(name, *quantize(by_output(name, array)))
-            self._forget(member)
-        self[name] = array
-        return array
+    # ---- The mapping
 
-    def _checked(self, name: str) -> npt.NDArray[Any]:
-        """An array of the file, once its checksum and its values are right."""
-        member = self._members[name]
-        array = self._mapped(name, member) if self._can_map(member) else self._copied(name, member)
-        if member.dtype != np.int8 and not all_finite(array):
-            raise self._broken(f"variable {name} holds values that are not finite numbers (NaN or infinity)")
-        array.flags.writeable = False
-        return array
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        array = self._kept.get(name)
+        return self._read(name) if array is None else array
 
-    def _forget(self, member: _Member) -> None:
-        """Let the system have the memory of a part of the file that isn't needed any more."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            start = member.start // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, start, member.start + member.info.compress_size - start)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._variables
+
+    def __copy__(self) -> Weights:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
+        return self
+
+    def __reduce__(self) -> tuple[type[Weights], tuple[Path, Literal["int8"] | None]]:
+        return type(self), self._settings
+
+    # ---- What the file says of itself
 
     @property
     def dtype(self) -> str:
         """The types in which the file stores the model's variables: float32, float16, int8."""
-        return " and ".join(sorted({member.dtype.name for member in self._members.values()}))
+        return " and ".join(sorted({stored.dtype.name for stored in self._stored.values()}))
 
     @property
     def parameters(self) -> int:
@@ -162,98 +170,106 @@ class Weights(dict[str, Array]):
 
     def vocabulary(self) -> tuple[bytes, bytes] | None:
         """The contents of `encoder.json` and `vocab.bpe`, or None where the file has no vocabulary."""
-        if not any(name in self._infos for name in VOCABULARY_FILES):
+        if not any(name in self._archive for name in VOCABULARY_FILES):
             return None
-        encoder, bpe = (self._read_small(name) for name in VOCABULARY_FILES)
+        encoder, bpe = (self._text(name) for name in VOCABULARY_FILES)
         return encoder, bpe
 
-    def _broken(self, what: str) -> ValueError:
-        # What zipfile says can quote 64 KB of the file.
-        return ValueError(f"{self.path}: {what[:300]}; convert or download the model again")
-
-    def _read_small(self, name: str) -> bytes:
+    def _text(self, name: str) -> bytes:
         """Read a member that is text, which has a sensible size or is refused."""
-        info = self._info(name)
-        if info.file_size > TEXT_FILE_LIMIT:
-            raise self._broken(f"{name} is larger than {TEXT_FILE_LIMIT:,} bytes")
+        member = self._archive.find(name, name)
+        if member.expanded > TEXT_FILE_LIMIT:
+            raise self._archive.broken(f"{name} is larger than {TEXT_FILE_LIMIT:,} bytes")
         try:
-            with self._zip.open(info) as file:
-                text = file.read(info.file_size)  # read() would expand all that is there before it looks at the size
-                file.read(1)  # at the end, zipfile compares the checksum
-                return text
-        except _ZIP_ERRORS as error:
-            raise self._broken(f"{name} can't be read ({error})") from None
+            text = b"".join(self._archive.pieces(member))
+        except BadZipFile as error:
+            raise self._archive.broken(f"{name} can't be read ({error})") from None
+        self._archive.forget(member)
+        return text
 
-    def _info(self, name: str) -> zipfile.ZipInfo:
-        """The zip file's entry for a member that must be there, in one of the two ways that NumPy writes them."""
-        info = self._infos.get(name)
-        if info is None:
-            raise self._broken(f"{name} is missing from it")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise self._broken(f"{name} is compressed by method {info.compress_type}, which NumPy doesn't use")
-        return info
+    # ---- Arrays
 
-    def _find(self, name: str, shape: tuple[int, ...]) -> _Member:
-        """Locate a variable and read the header that says its type and shape, which must be `shape`."""
-        info = self._info(f"{name}.npy")
-        local = self._map[info.header_offset : info.header_offset + 30]
-        if len(local) < 30 or local[:4] != b"PK\x03\x04":
-            raise self._broken(f"variable {name} has no zip header where one is expected")
-        start = info.header_offset + 30 + sum(struct.unpack_from("<HH", local, 26))
+    def _find(self, name: str, shape: tuple[int, ...]) -> _Stored:
+        """Locate an array and read the header that says its type and shape, which must be `shape`."""
+        broken = self._archive.broken
+        member = self._archive.find(f"{name}.npy", f"variable {name}")
         try:
-            with self._zip.open(info) as file:
-                version = np.lib.format.read_magic(file)
-                if version != (1, 0):
-                    raise ValueError(f".npy version {version[0]}.{version[1]}")
-                (size,) = struct.unpack("<H", file.read(2))
-                if size > NPY_HEADER_LIMIT:
-                    raise ValueError(f".npy header of {size:,} bytes")
-                # What numpy.lib.format does too, at a tenth of the time; this is most of what opening a model takes.
-                header = ast.literal_eval(file.read(size).decode("latin-1"))
-                dtype, found = np.dtype(header["descr"]), header["shape"]
-                order: Literal["C", "F"] = "F" if header["fortran_order"] else "C"
-        except (*_ZIP_ERRORS, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
-            raise self._broken(f"variable {name} can't be read ({error})") from None
+            file = io.BytesIO(self._archive.beginning(member, 10 + NPY_HEADER_LIMIT))
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f".npy version {version[0]}.{version[1]}")
+            (size,) = struct.unpack("<H", file.read(2))
+            if size > NPY_HEADER_LIMIT:
+                raise ValueError(f".npy header of {size:,} bytes")
+            # What numpy.lib.format does too, at a tenth of the time; this is most of what opening a model takes.
+            header = ast.literal_eval(file.read(size).decode("latin-1"))
+            dtype, found = np.dtype(header["descr"]), header["shape"]
+            order: Literal["C", "F"] = "F" if header["fortran_order"] else "C"
+        except _HEADER_ERRORS as error:
+            raise broken(f"variable {name} can't be read ({error})") from None
         expected = list(DTYPES) if is_quantizable(name) else ["float32", "float16"]
         if dtype not in [np.dtype(DTYPES[name]) for name in expected]:
-            raise self._broken(f"variable {name} has type {dtype}, where {' or '.join(expected)} is expected")
+            raise broken(f"variable {name} has type {dtype}, where {' or '.join(expected)} is expected")
         if found != shape:
-            raise self._broken(f"variable {name} has shape {found}, where hparams.json asks for {shape}")
+            raise broken(f"variable {name} has shape {found}, where hparams.json asks for {shape}")
         header_size = 10 + size
-        if info.file_size != header_size + prod(shape) * dtype.itemsize:
-            raise self._broken(f"variable {name} has {info.file_size} bytes, which don't hold shape {shape}")
-        return _Member(info, start, header_size, shape, dtype, order)
+        if member.expanded != header_size + prod(shape) * dtype.itemsize:
+            raise broken(f"variable {name} has {member.expanded} bytes, which don't hold shape {shape}")
+        if not member.deflated and member.size != member.expanded:
+            raise broken(f"variable {name} is cut short")
+        return _Stored(member, header_size, shape, dtype, order)
 
-    def _can_map(self, member: _Member) -> bool:
-        stored = member.info.compress_type == zipfile.ZIP_STORED and not member.info.flag_bits & 1
-        aligned = (member.start + member.header_size) % ALIGNMENT == 0
-        return stored and aligned and member.dtype != np.float16
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        """Read an array, and what belongs to it where they are made together; keep it."""
+        variable = self._variables[name]
+        if variable not in self._rounded:
+            return self._kept.setdefault(name, self._usable(name))
+        values, scales = quantize(by_output(variable, self._checked(variable)))  # float16 too, without widening all
+        self._archive.forget(self._stored[variable].member)
+        for key, array in ((variable, by_output(variable, values)), (variable + SCALES, scales)):
+            array.flags.writeable = False
+            self._kept.setdefault(key, array)
+        return self._kept[name]
 
-    def _mapped(self, name: str, member: _Member) -> npt.NDArray[Any]:
-        """A view into the mapped file, once the checksum holds."""
-        end = member.start + member.info.file_size
-        if member.info.compress_size != member.info.file_size or end > len(self._map):
-            raise self._broken(f"variable {name} is cut short")
-        checksum = 0
-        with memoryview(self._map) as view:
-            for start in range(member.start, end, CHUNK):
-                checksum = zlib.crc32(view[start : min(start + CHUNK, end)], checksum)
-        if checksum != member.info.CRC:
-            raise self._broken(f"variable {name} is damaged (its checksum is wrong)")
-        flat = np.frombuffer(self._map, member.dtype, prod(member.shape), member.start + member.header_size)
-        return flat.reshape(member.shape, order=member.order)
+    def _usable(self, name: str) -> npt.NDArray[Any]:
+        """An array as it is given out: of the file if it is aligned there, float16 as float32."""
+        stored, array = self._stored[name], self._checked(name)
+        if stored.dtype == np.float16:
+            array = array.astype(np.float32)
+        elif not stored.member.deflated and stored.start % ALIGNMENT:
+            array = array.copy(order="K")
+        elif not stored.member.deflated:
+            return array
+        self._archive.forget(stored.member)
+        array.flags.writeable = False
+        return array
 
-    def _copied(self, name: str, member: _Member) -> npt.NDArray[Any]:
-        """A copy, for what is compressed, unaligned or float16; zipfile checks the checksum."""
-        raw = np.empty(prod(member.shape), member.dtype)
-        view = raw.view(np.uint8).data
+    def _checked(self, name: str) -> npt.NDArray[Any]:
+        """An array as the file has it, and mapped if it isn't compressed, once its checksum and values are right."""
+        stored = self._stored[name]
         try:
-            with self._zip.open(member.info) as file:
-                file.read(member.header_size)
-                for start in range(0, len(view), CHUNK):
-                    view[start : start + CHUNK] = file.read(min(CHUNK, len(view) - start))
-                file.read(1)  # at the end, zipfile compares the checksum
-        except _ZIP_ERRORS as error:
-            raise self._broken(f"variable {name} is damaged ({error})") from None
-        numbers = raw if member.dtype == np.int8 else raw.astype(np.float32, copy=False)
-        return numbers.reshape(member.shape, order=member.order)
+            if stored.member.deflated:
+                flat = self._expanded(stored)
+            else:
+                for _ in self._archive.pieces(stored.member):  # for the checksum
+                    pass
+                flat = np.frombuffer(self._archive.bytes, stored.dtype, prod(stored.shape), stored.start)
+        except BadZipFile as error:
+            raise self._archive.broken(f"variable {name} is damaged ({error})") from None
+        if stored.dtype != np.int8 and not all_finite(flat):
+            what = f"variable {name} holds values that are not finite numbers (NaN or infinity)"
+            raise self._archive.broken(what)
+        flat.flags.writeable = False
+        return flat.reshape(stored.shape, order=stored.order)
+
+    def _expanded(self, stored: _Stored) -> npt.NDArray[Any]:
+        """The numbers of an array that is compressed."""
+        flat = np.empty(prod(stored.shape), stored.dtype)
+        view = flat.view(np.uint8).data
+        end = -stored.header_size
+        for piece in self._archive.pieces(stored.member):
+            start, end = end, end + len(piece)
+            view[max(0, start) : max(0, end)] = piece[max(0, -start) :]
+        if end != len(view):
+            raise BadZipFile("it is cut short")
+        return flat

@@ -1,4 +1,4 @@
-"""Writing a model file, in the form that `weights.py` can map into memory. Only what converts a model needs it."""
+"""Writing a model file, in the form that `reader.py` can map into memory. Only what converts a model needs it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2.files import replacing
-from npgpt2.kernels.int8 import quantize
-from npgpt2.kernels.kernels import Array
 from npgpt2.model import HParams
-from npgpt2.weights.reader import ALIGNMENT, CHUNK, DTYPES, VOCABULARY_FILES, by_output, is_quantizable
+from npgpt2.weights.archive import CHUNK
+from npgpt2.weights.int8 import SCALES, by_output, is_quantizable, quantize
+from npgpt2.weights.reader import ALIGNMENT, DTYPES, VOCABULARY_FILES
 
 
 def write(
     path: Path,
     hparams: HParams,
-    arrays: Iterable[tuple[str, Array]],
+    arrays: Iterable[tuple[str, npt.NDArray[np.float32]]],
     vocabulary: tuple[bytes, bytes] | None,
     dtype: str = "float32",
 ) -> None:
@@ -43,7 +43,7 @@ def write(
             if dtype == "int8" and is_quantizable(name):
                 values, scales = quantize(by_output(name, array))
                 _write_array(archive, name, by_output(name, values), "int8", at=file.tell())
-                _write_array(archive, f"{name}/scales", scales, "float32", at=file.tell())
+                _write_array(archive, name + SCALES, scales, "float32", at=file.tell())
             else:
                 _write_array(archive, name, array, "float32" if dtype == "int8" else dtype, at=file.tell())
             del array  # before the next one is made
