@@ -22,7 +22,7 @@ lint: $(VENV)/lint-ready
 
 # The same on the other Pythons that this machine has, and with the oldest NumPy on the oldest of them.
 pythons: .venv-ci/ci-ready
-	.venv-ci/bin/nox
+	.venv-ci/bin/nox --noxfile tools/noxfile.py
 
 # Compare with TensorFlow, PyTorch and the other tokenizers, which take 3 GB of disk; and look at `npgpt2 inspect`'s pages
 # in a browser, where chromium and chromedriver are installed.

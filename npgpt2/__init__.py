@@ -6,12 +6,13 @@
 ' was'
 
 This model comes with npgpt2. `npgpt2 download 124M` fetches OpenAI's, `npgpt2 convert` makes a file of any other. To
-read how GPT-2 works, begin with `model.py`, and look into `kernels.py` for the formulas.
+read how GPT-2 works, begin with `model.py` and `formulas.py`.
 """
 
+from npgpt2.engine import Engine
 from npgpt2.gpt2 import GPT2, load
-from npgpt2.kernels.tokenizer import Tokenizer
+from npgpt2.kernels import Tokenizer
 from npgpt2.model import HParams
 from npgpt2.version import __version__
 
-__all__ = ["GPT2", "HParams", "Tokenizer", "__version__", "load"]
+__all__ = ["GPT2", "Engine", "HParams", "Tokenizer", "__version__", "load"]

@@ -7,83 +7,107 @@ with which p is reached.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from math import isfinite
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.kernels.kernels import Array
-
 Ids = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.floating]
 Probabilities = npt.NDArray[np.float64]
 
 
+def check_whole(name: str, value: object, least: int, more: str = "") -> None:
+    """Raise an error where a setting is no whole number (TypeError), or is below `least` (ValueError).
+
+    >>> check_whole("length", 2.5, 1)
+    Traceback (most recent call last):
+    ...
+    TypeError: length is 2.5, where a whole number of at least 1 is expected
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:  # type: ignore[operator]
+        message = f"{name} is {value!r}, where a whole number of at least {least} is expected{more}"
+        raise ValueError(message) if whole else TypeError(message)
+
+
+class SamplingSettings(TypedDict, total=False):
+    """The fields of `Sampling` as keyword arguments."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    sample: int
+
+
 @dataclass(frozen=True)
-class Sampler:
+class Sampling:
     """How to choose the next token.
 
     temperature: divides the logits: below 1 the likely gets likelier, and 0 takes the likeliest token (greedy; OpenAI's
     code divides by zero there) · top_k: keep the k likeliest tokens, and those as likely as the last of them; 0 keeps
-    all · top_p: of those, keep the fewest whose probabilities reach p. Other values raise ValueError.
+    all · top_p: of those, keep the fewest whose probabilities reach p · seed: fixes what is drawn; None draws anew
+    every time · sample: which of the seed's samples is drawn. Other values raise ValueError.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    seed: int | None = None
+    sample: int = 0
 
     def __post_init__(self) -> None:
+        check_whole("top_k", self.top_k, 0, " (0 keeps all)")
+        check_whole("sample", self.sample, 0)
+        if self.seed is not None:
+            check_whole("seed", self.seed, 0)
+        for name in ("temperature", "top_p"):
+            if not isinstance(getattr(self, name), int | float | np.integer | np.floating):
+                raise TypeError(f"{name} is {getattr(self, name)!r}, where a number is expected")
         if not (isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature is {self.temperature}, where a number of at least 0 is expected")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}, where a whole number of at least 0 is expected (0 keeps all)")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, where a number above 0 and up to 1 is expected (1 keeps all)")
 
-    def candidates(self, logits: Array) -> tuple[Ids, Probabilities]:
+    def candidates(self, logits: Logits) -> tuple[Ids, Probabilities]:
         """The tokens that can come next, and the probability with which each is drawn.
 
         logits: (V,) float32 → ids (K,) int64 and probabilities (K,) float64 that add up to 1, where K is how many
         tokens top-k and top-p leave. Logits that are not all finite raise ValueError.
 
-        >>> tokens, probabilities = Sampler(temperature=1, top_k=2).candidates(np.float32([1, 0, 1]))
+        >>> tokens, probabilities = Sampling(temperature=1, top_k=2).candidates(np.float32([1, 0, 1]))
         >>> tokens.tolist(), probabilities.tolist()
         ([0, 2], [0.5, 0.5])
         """
         check_finite(logits)
         if self.temperature == 0:
             return np.array([np.argmax(logits)], np.int64), np.ones(1)
-        tokens = np.arange(logits.size)
+        kept = Candidates(np.arange(logits.size), logits)
         if 0 < self.top_k < logits.size:  # before the temperature, which changes no order, since less is left to do
-            tokens = np.flatnonzero(logits >= np.partition(logits, -self.top_k)[-self.top_k])
-        scores = logits[tokens].astype(np.float64)
-        scores -= scores.max()  # the largest is 0, so that no temperature overflows
-        with np.errstate(over="ignore"):  # at the smallest temperatures the unlikely become -inf, which is right
-            scores /= self.temperature
-        probabilities = np.exp(scores, out=scores)
-        probabilities /= probabilities.sum()
+            kept = keep_top_k(kept, self.top_k)
+        kept = apply_temperature(kept, self.temperature)
         if self.top_p < 1:
-            # Tokens below this add up to less than 1 - p, so that the others reach p: only those need sorting.
-            likely = np.flatnonzero(probabilities >= (1 - self.top_p) / probabilities.size)
-            likely = likely[np.argsort(-probabilities[likely], kind="stable")]
-            nucleus = likely[: np.searchsorted(np.cumsum(probabilities[likely]), self.top_p) + 1]
-            tokens, probabilities = tokens[nucleus], probabilities[nucleus] / probabilities[nucleus].sum()
-        return tokens, probabilities
+            kept = keep_top_p(kept, self.top_p)
+        return kept.tokens, probabilities_of(kept)
 
-    def likeliest(self, logits: Array, most: int) -> list[tuple[int, float]]:
+    def likeliest(self, logits: Logits, most: int) -> list[tuple[int, float]]:
         """The likeliest of the candidates with their probabilities, from the first on; at most so many.
 
-        >>> Sampler(temperature=1, top_k=2).likeliest(np.float32([0, 1, 1]), most=1)
+        >>> Sampling(temperature=1, top_k=2).likeliest(np.float32([0, 1, 1]), most=1)
         [(1, 0.5)]
         """
         tokens, probabilities = self.candidates(logits)
         order = np.argsort(-probabilities, kind="stable")[:most]
         return list(zip(tokens[order].tolist(), probabilities[order].tolist(), strict=True))
 
-    def choose(self, logits: Array, rng: np.random.Generator) -> int:
+    def choose(self, logits: Logits, rng: np.random.Generator) -> int:
         """Draw the next token. logits: (V,). Takes one number from `rng`, or none where there is no choice.
 
-        >>> Sampler().choose(np.float32([0, 2, 1]), np.random.default_rng(0))
+        >>> Sampling().choose(np.float32([0, 2, 1]), np.random.default_rng(0))
         1
         """
         tokens, probabilities = self.candidates(logits)
@@ -93,17 +117,73 @@ class Sampler:
         drawn = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
         return int(tokens[min(drawn, tokens.size - 1)])
 
+    def generator(self) -> np.random.Generator:
+        """Where the random numbers come from: they depend on the seed and the sample's number alone.
 
-def check_finite(logits: Array) -> None:
+        >>> first, again, other = (Sampling(seed=7, sample=i).generator().random() for i in (0, 0, 1))
+        >>> first == again != other
+        True
+        """
+        seed = secrets.randbits(64) if self.seed is None else self.seed
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(self.sample,))))
+
+
+class Candidates(NamedTuple):
+    """Tokens that can come next, (K,) ids, and their logits, (K,)."""
+
+    tokens: Ids
+    logits: Logits
+
+
+def keep_top_k(candidates: Candidates, k: int) -> Candidates:
+    """The k likeliest, and those as likely as the last. Fan et al. 2018, "Hierarchical Neural Story Generation"."""
+    tokens, logits = candidates
+    kept = np.flatnonzero(logits >= np.partition(logits, -k)[-k])
+    return Candidates(tokens[kept], logits[kept])
+
+
+def apply_temperature(candidates: Candidates, temperature: float) -> Candidates:
+    """The logits divided by it, in float64: below 1 the likely get likelier, above 1 the unlikely catch up.
+
+    The largest becomes 0, so that no temperature overflows.
+    """
+    logits = candidates.logits.astype(np.float64)
+    logits -= logits.max()
+    with np.errstate(over="ignore"):  # at the smallest temperatures the unlikely become -inf, which is right
+        logits /= temperature
+    return candidates._replace(logits=logits)
+
+
+def keep_top_p(candidates: Candidates, p: float) -> Candidates:
+    """The fewest whose probabilities reach p, from the likeliest on. Holtzman et al. 2019."""
+    tokens, logits = candidates
+    probabilities = probabilities_of(candidates)
+    # Tokens below this add up to less than 1 - p, so that the others reach p: only those need sorting.
+    likely = np.flatnonzero(probabilities >= (1 - p) / probabilities.size)
+    likely = likely[np.argsort(-probabilities[likely], kind="stable")]
+    nucleus = likely[: np.searchsorted(np.cumsum(probabilities[likely]), p) + 1]
+    return Candidates(tokens[nucleus], logits[nucleus])
+
+
+def probabilities_of(candidates: Candidates) -> Probabilities:
+    """The softmax of logits of which the largest is 0, as `apply_temperature` leaves them. → (K,)"""
+    probabilities: Probabilities = np.exp(candidates.logits)
+    probabilities /= probabilities.sum()
+    return probabilities
+
+
+def log_softmax(logits: Logits) -> Probabilities:
+    """The logarithms of the probabilities that a model gives, in float64. logits: (..., V) → (..., V)
+
+    >>> log_softmax(np.float32([0, 0])).round(4)
+    array([-0.6931, -0.6931])
+    """
+    scores: Probabilities = logits - logits.max(-1, keepdims=True).astype(np.float64)
+    scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
+    return scores
+
+
+def check_finite(logits: Logits) -> None:
     """Raise ValueError where a model's logits, of any shape, are not all finite."""
     if not np.isfinite(logits).all():
         raise ValueError("the model computed a logit that is not a number; its weights are too large or broken")
-
-
-def random_generator(seed: int, sample: int) -> np.random.Generator:
-    """The random numbers of one sample of a run: they depend on the seed and the sample's number alone.
-
-    >>> random_generator(7, 0).random() == random_generator(7, 0).random() != random_generator(7, 1).random()
-    True
-    """
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(sample,))))

@@ -4,7 +4,7 @@ import numpy as np
 
 import npgpt2
 from npgpt2.model import HParams, variable_shapes
-from npgpt2.weights.writer import write
+from npgpt2.weights import write
 
 SMALL = HParams(n_vocab=11, n_ctx=5, n_embd=8, n_head=2, n_layer=2)
 # The two files as a model file keeps them, which isn't a vocabulary for SMALL, nor for any other model.
@@ -38,3 +38,24 @@ def echo_model(path, n_vocab=8, n_ctx=128):
 def random_tokens(model, *shape, seed=0):
     """Any of the model's tokens, as an array of this shape."""
     return np.random.default_rng(seed).integers(model.hparams.n_vocab, size=shape)
+
+
+def random_model(hparams, seed=0, scale=0.3):
+    """A model of random weights, without a file or a vocabulary."""
+    arrays = random_arrays(hparams, seed)
+    for name, array in arrays.items():
+        array *= scale
+        array += name.endswith("/g")
+    return npgpt2.GPT2(arrays, hparams)
+
+
+def arrays_of(weights):
+    """A model's variables as float32 arrays, where some are in int8: each value times the scale of its output."""
+    arrays = {}
+    for name, array in weights.items():
+        if array.dtype == np.int8:
+            scales = weights[f"{name}/scales"]
+            array = array * (scales[:, None] if name == "wte" else scales)
+        if not name.endswith("/scales"):
+            arrays[name] = array
+    return arrays

@@ -10,7 +10,7 @@ from commands import Stdin
 import npgpt2
 from npgpt2.cli import main
 from npgpt2.convert import convert
-from npgpt2.model import forward
+from npgpt2.engine import Slots
 
 TESTS = Path(__file__).resolve().parent
 
@@ -75,16 +75,15 @@ def allocated_peak():
 
 
 @pytest.fixture
-def read(monkeypatch):
-    """The numbers of tokens that each sequence of each forward pass read."""
-    lengths = []
-    monkeypatch.setattr(
-        "npgpt2.gpt2.forward",
-        lambda weights, hparams, tokens, *rest: (
-            lengths.append([len(new) for new in tokens]),
-            forward(weights, hparams, tokens, *rest),
-        )[1],
-    )
+def passes(monkeypatch):
+    """The numbers of tokens that each sequence of each forward pass reads."""
+    lengths, read = [], Slots.read
+
+    def note(self, matrices, tokens, spans, wanted):
+        lengths.append([span.stop - span.start for span in spans])
+        return read(self, matrices, tokens, spans, wanted)
+
+    monkeypatch.setattr(Slots, "read", note)
     return lengths
 
 

@@ -12,6 +12,7 @@ import pytest
 from commands import failed
 
 import npgpt2
+from npgpt2 import Engine
 from npgpt2.cli.commands import build_parser, parse_arguments
 from npgpt2.models import BUNDLED_FILE
 
@@ -93,12 +94,18 @@ def test_generate_writes_a_file(run, tmp_path):
 def test_a_file_is_kept_when_generating_fails(run, tmp_path, monkeypatch):
     (tmp_path / "story.txt").write_text("old")
 
-    def fail(*args, **kwargs):
-        yield "half"
-        raise KeyboardInterrupt
+    step, steps = Engine.step, []
 
-    monkeypatch.setattr(npgpt2.GPT2, "samples", fail)
-    assert run("generate", "A", "-m", "MODEL", "--output", tmp_path / "story.txt")[0] == 130
+    def fail(engine):
+        steps.append(engine)
+        if len(steps) > 30:  # when one of two samples is written
+            raise KeyboardInterrupt
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", fail)
+    options = ["--nsamples", "2", "--length", "20", "--temperature", "3", "--output", tmp_path / "story.txt"]
+    assert run("generate", "A", "-m", "MODEL", *options)[0] == 130
+    assert len(steps) == 31
     assert (tmp_path / "story.txt").read_text() == "old"
     assert os.listdir(tmp_path) == ["story.txt"]
 
@@ -151,20 +158,28 @@ def test_interactive_numbers_samples_from_1_for_each_prompt_but_draws_new_ones(r
     assert run(*arguments, "--batch_size", "2", stdin=b"The\nThe\n")[1] == out
 
 
-def test_interactive_reads_only_what_is_new_in_a_prompt(run, read, model):
-    first, second = "A language model plays", "A language model plays one small game"
-    n_first, n_second = (len(model.tokenizer.encode(prompt)) for prompt in (first, second))
+def test_interactive_reads_only_what_is_new_in_a_prompt(run, passes, model):
+    first = "A language model plays one small game: it reads some words"
+    second = f"{first} and guesses the next. Then it reads one more"
+    n_second = len(model.tokenizer.encode(second))
     options = ["--length", "1", "--nsamples", "2", "--batch-size"]
     for batch_size in ("1", "2"):
-        read.clear()
+        passes.clear()
         run("interactive", "-m", "MODEL", *options, batch_size, stdin=f"{first}\n{second}\n{first}\n".encode())
-        assert read == [[n_first], [n_second - n_first], [1]]
+        # Of the six samples, two read what is new; the others read the last token, which says what follows.
+        assert sum(map(sum, passes)) == n_second + 4
 
 
-def test_generate_reads_the_prompt_of_several_samples_once(run, read, model):
+def test_generate_reads_the_prompt_of_several_samples_once(run, passes, model):
     n = len(model.tokenizer.encode("A language model plays"))
     run("generate", "A language model plays", "-m", "MODEL", "--length", "2", "--nsamples", "3")
-    assert read == [[n], [1], [1], [1]]
+    assert passes == [[n], *[[1]] * 5]
+
+
+def test_threads_can_be_limited(run, model):
+    text = model.generate("A language model", length=4)
+    assert run("generate", "A language model", "-m", "MODEL", "--length", "4", "--threads", "1")[1] == text + "\n"
+    assert failed(run("generate", "A", "--threads", "0"), 2, "--threads: '0' is not a whole number of at least 1")
 
 
 def test_interactive_wants_nsamples_to_be_a_multiple_of_batch_size(run):
@@ -562,7 +577,7 @@ def test_running_out_of_memory_is_reported_in_one_line(run, monkeypatch):
     def exhausted(*args):
         raise MemoryError
 
-    monkeypatch.setattr(npgpt2.GPT2, "_advance", exhausted)
+    monkeypatch.setattr(Engine, "step", exhausted)
     assert failed(run("generate", "A", "-m", "MODEL"), 1, "not enough memory")
 
 

@@ -17,8 +17,8 @@ import npgpt2
 from npgpt2.convert import convert
 from npgpt2.convert.conversion import widen
 from npgpt2.model import HParams
+from npgpt2.weights import Weights
 from npgpt2.weights import reader as weights
-from npgpt2.weights.reader import Weights
 
 
 def assert_holds(path, arrays):

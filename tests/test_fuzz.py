@@ -12,21 +12,20 @@ import struct
 import zipfile
 from time import perf_counter
 
-import naive
 import numpy as np
 import pytest
 import writers
-from builders import SMALL, VOCABULARY, random_arrays, write_model
+from builders import SMALL, VOCABULARY, arrays_of, random_arrays, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from npgpt2 import Tokenizer
 from npgpt2.convert import convert
 from npgpt2.convert.checkpoint import Entry, find_prefix, read_table
 from npgpt2.convert.huggingface import HuggingFaceModel, read_tokenizer
-from npgpt2.tokenizer import Tokenizer
+from npgpt2.weights import Weights
 from npgpt2.weights import reader as weights
 from npgpt2.weights.hparams import parse_hparams
-from npgpt2.weights.reader import Weights
 
 CASES = 300  # of each kind
 SECONDS = 5
@@ -109,7 +108,7 @@ def write_anew(path, data):
 
 def everything(loaded):
     """All that a model file holds, in a form that can be compared."""
-    tensors = {name: (array.shape, array.tobytes()) for name, array in naive.dequantized(loaded).items()}
+    tensors = {name: (array.shape, array.tobytes()) for name, array in arrays_of(loaded).items()}
     return loaded.hparams, loaded.vocabulary(), tensors
 
 

@@ -8,9 +8,7 @@ import re
 import pytest
 
 import npgpt2
-from npgpt2 import model
-from npgpt2.kernels import kernels
-from npgpt2.model import HParams
+from npgpt2 import HParams, formulas, model
 
 # What OpenAI's code defines, file by file.
 OPENAI = {
@@ -84,11 +82,22 @@ def test_every_link_leads_to_a_file_and_to_the_function_that_it_names(path, pros
                 assert name[1] in defined(file.read_text("utf-8")), f"{name[1]} isn't in {target}"
 
 
-def test_every_function_of_the_forward_pass_is_linked(prose):
-    for module in (kernels, model):
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            if function.__module__ == module.__name__:
-                assert f"[`{name}`]({module.__name__.removeprefix('npgpt2.').replace('.', '/')}.py)" in prose
+@pytest.mark.parametrize("module", [model, formulas], ids=["model", "formulas"])
+def test_every_function_and_class_of_the_forward_pass_is_linked(module, prose):
+    nodes = ast.parse(inspect.getsource(module)).body
+    names = [node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert len(names) >= 5
+    file = f"{module.__name__.removeprefix('npgpt2.')}.py"
+    assert [name for name in names if f"[`{name}`]({file})" not in prose] == []
+
+
+def test_no_machine_is_met_before_what_it_costs(guide):
+    """The first eleven steps are about the model and the loop; which kernels there are, and threads, is the twelfth."""
+    before, after = guide.split("\n## 12. ")
+    learned = before.split("\n## 2. ")[1]
+    for word in ("kernels/", "from npgpt2 import kernels", "BLAS", "threads", "int8"):
+        assert word not in learned
+        assert word.removesuffix("/") in after
 
 
 def test_every_step_says_where_openai_does_the_same(prose):

@@ -16,6 +16,7 @@ from writers import (
 )
 
 import npgpt2
+from npgpt2 import Tokenizer
 from npgpt2.convert import convert
 from npgpt2.convert.conversion import widen
 from npgpt2.convert.huggingface import (
@@ -27,8 +28,7 @@ from npgpt2.convert.huggingface import (
     to_checkpoint_name,
 )
 from npgpt2.model import variable_shapes
-from npgpt2.tokenizer import Tokenizer
-from npgpt2.weights.reader import Weights
+from npgpt2.weights import Weights
 
 
 def read_all(folder):

@@ -1,88 +1,118 @@
-"""The kernels against their slow and obvious versions in naive.py."""
+"""The kernels against the formulas of the same names, at every shape; and what their speed rests on."""
 
-import naive
 import numpy as np
 import pytest
+from watching import attention_weights
 
-from npgpt2.kernels import kernels, threads
+from npgpt2 import formulas, kernels
+from npgpt2.kernels import attention, matmul, products, rows, threads
 
 
 def random(*shape, seed=0, scale=1.0):
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
 
 
-def close(actual, expected, tolerance=1e-5):
+def close(actual, formula, *arguments, tolerance=1e-5):
+    """What a kernel gave is what the formula gives in float64."""
+    expected = formula(*(np.asarray(argument, np.float64) for argument in arguments))
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["linear", "layer_norm", "gelu", "softmax", "causal_attention"])
+def test_every_formula_has_a_kernel_of_its_name(name):
+    assert getattr(formulas, name).__name__ == getattr(kernels, name).__name__ == name
+
+
+def test_formulas_compute_in_the_type_that_they_are_given():
+    for dtype in (np.float32, np.float64):
+        x, w = random(3, 4).astype(dtype), random(4, 4, seed=1).astype(dtype)
+        q = random(2, 3, 4).astype(dtype)
+        for y in (
+            formulas.linear(x, w, w[0]),
+            formulas.layer_norm(x, w[0], w[1]),
+            formulas.gelu(x),
+            formulas.softmax(x),
+            formulas.causal_attention(q, q, q),
+        ):
+            assert y.dtype == dtype
+
+
+# ---- Products
 
 
 @pytest.fixture(params=[False, True], ids=["copies", "small"])
 def small_products(request, monkeypatch):
     """Whether BLAS multiplies small matrices where they lie; what is computed doesn't depend on it."""
-    monkeypatch.setattr(kernels, "multiplies_small_matrices", lambda: request.param)
+    monkeypatch.setattr(matmul, "multiplies_small_matrices", lambda: request.param)
 
 
 @pytest.mark.usefixtures("small_products")
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("n_out", [1, 15, 16, 64, 200])
-@pytest.mark.parametrize("rows", range(1, kernels.FEW_ROWS + 2))
-def test_matmul_in_tiles_of_any_size(rows, n_out, order, monkeypatch):
-    x, w = random(rows, 5), np.asarray(random(5, n_out, seed=1), order=order)
-    expected = naive.linear(x, w, np.zeros(n_out))
-    for tile_bytes, small_product in ((1, 10**6), (100, 16 * rows * 5), (2**20, 48 * rows * 5 + 1), (2**20, 1)):
-        monkeypatch.setattr(kernels, "TILE_BYTES", tile_bytes)
-        monkeypatch.setattr(kernels, "SMALL_PRODUCT", small_product)
-        y = np.full((rows, n_out), np.nan, np.float32)
-        kernels.matmul(x, w, y)
-        close(y, expected)
+@pytest.mark.parametrize("n", [1, 2, 3, matmul.FEW_ROWS, matmul.FEW_ROWS + 1, matmul.SOME_ROWS, matmul.SOME_ROWS + 1])
+def test_matmul_in_tiles_of_any_size(n, n_out, order, monkeypatch):
+    x, w = random(n, 5), np.asarray(random(5, n_out, seed=1), order=order)
+    for tile, small_product in ((1, 10**6), (15, 16 * n * 5), (64, 48 * n * 5 + 1), (256, 1)):
+        monkeypatch.setattr(matmul, "UNLOCKED", tile)
+        monkeypatch.setattr(matmul, "TILE_BYTES", 4)
+        monkeypatch.setattr(matmul, "TILE", tile)
+        monkeypatch.setattr(matmul, "SMALL_PRODUCT", small_product)
+        y = np.full((n, n_out), np.nan, np.float32)
+        matmul.matmul(x, w, y)
+        close(y, formulas.linear, x, w)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("rows", [1, 2, 7, 40, 200])
-def test_linear_in_any_number_of_parts(rows, count, order, monkeypatch):
-    monkeypatch.setattr(threads, "count_threads", lambda: count)
-    monkeypatch.setattr(kernels, "THREAD_WORTH", 1)
-    x, w, b = random(rows, 5), np.asarray(random(5, 333, seed=1), order=order), random(333, seed=2)
-    for expected, bias in ((naive.linear(x, w, b), b), (naive.linear(x, w, 0 * b), None)):
-        close(kernels.linear(x, w, bias), expected)
-        with threads.sharing():
-            close(kernels.linear(x, w, bias), expected)
+@pytest.mark.parametrize("n", [1, 2, 7, 40, 200])
+def test_linear_in_any_number_of_parts(n, count, order, monkeypatch):
+    monkeypatch.setattr(products, "THREAD_WORTH", 1)
+    x, w, b = random(n, 5), np.asarray(random(5, 333, seed=1), order=order), random(333, seed=2)
+    close(kernels.linear(x, w, b), formulas.linear, x, w, b)
+    with threads.sharing(count):
+        close(kernels.linear(x, w, b), formulas.linear, x, w, b)
+        close(kernels.linear(x, w), formulas.linear, x, w)
 
 
-@pytest.mark.parametrize("rows", range(2, 20))
-def test_linear_makes_no_copy_of_a_matrix(rows, allocated_peak, monkeypatch):
+@pytest.mark.parametrize("n", range(2, 30))
+def test_linear_makes_no_copy_of_a_matrix(n, allocated_peak):
     """What a few rows of a large matrix rest on: NumPy hands it to BLAS where it lies, and only the result is new."""
-    monkeypatch.setattr(threads, "count_threads", lambda: 2)
-    x, w = random(rows, 300), np.asfortranarray(random(300, 4000))
-    with threads.sharing():
-        assert allocated_peak(lambda: kernels.linear(x, w)) < 2.2 * 4 * rows * (4000 + 300) + 20_000 < w.nbytes / 2
+    x, w = random(n, 300), np.asfortranarray(random(300, 4000))
+    with threads.sharing(2):
+        assert allocated_peak(lambda: kernels.linear(x, w)) < 2.2 * 4 * n * (4000 + 300) + 20_000 < w.nbytes / 2
+
+
+@pytest.mark.usefixtures("small_products")
+def test_no_rows_make_no_product():
+    """As where a piece of a prompt is read, after which no logits are wanted."""
+    w = np.asfortranarray(random(300, 4000))
+    for count in (1, 2):
+        with threads.sharing(count):
+            assert kernels.linear(random(0, 300), w, random(4000)).shape == (0, 4000)
+    assert kernels.linear(random(0, 300), w).shape == (0, 4000)
+
+
+# ---- Rows
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_layer_norm(scale):
-    x, gain, bias = random(4, 33, scale=scale), random(33, seed=1), random(33, seed=2)
-    close(kernels.layer_norm(x, gain, bias), naive.layer_norm(x.astype(np.float64), gain, bias))
+@pytest.mark.parametrize("n", [1, 4, rows.ROWS + 1])
+def test_layer_norm(n, scale):
+    x, gain, bias = random(n, 33, scale=scale), random(33, seed=1), random(33, seed=2)
+    close(kernels.layer_norm(x, gain, bias), formulas.layer_norm, x, gain, bias)
 
 
 def test_layer_norm_of_a_constant_row_is_the_bias():
-    bias = random(8)
-    close(kernels.layer_norm(np.full((1, 8), 3, np.float32), random(8, seed=1), bias), bias[None])
+    x, gain, bias = np.full((1, 8), 3, np.float32), random(8, seed=1), random(8)
+    for layer_norm in (kernels.layer_norm, formulas.layer_norm):
+        np.testing.assert_allclose(layer_norm(x, gain, bias), bias[None], atol=1e-6)
 
 
-def test_a_row_is_multiplied_without_pythons_lock(monkeypatch):
-    """np.matmul keeps it where there are few outputs, and with it all other threads."""
-    x, w = np.ones((1, 3), np.float32), np.ones((3, 2), np.float32)
-    monkeypatch.setattr(np, "matmul", None)
-    y = np.empty((1, 2), np.float32)
-    kernels.matmul(x, w, y)
-    np.testing.assert_array_equal(y, [[3, 3]])
-
-
-@pytest.mark.parametrize("rows", [1, kernels.ROWS, kernels.ROWS + 1, 3 * kernels.ROWS])
-def test_gelu(rows):
-    x = random(rows, 9, scale=4)
-    close(kernels.gelu(x.copy()), naive.gelu(x.astype(np.float64)))
+@pytest.mark.parametrize("n", [1, rows.ROWS, rows.ROWS + 1, 3 * rows.ROWS])
+def test_gelu(n):
+    x = random(n, 9, scale=4)
+    close(kernels.gelu(x.copy()), formulas.gelu, x)
 
 
 def test_gelu_overwrites_its_argument():
@@ -92,22 +122,58 @@ def test_gelu_overwrites_its_argument():
 
 def test_softmax():
     x = random(2, 3, 50, scale=5)
-    close(kernels.softmax(x.copy()), naive.softmax(x.astype(np.float64)))
+    close(kernels.softmax(x.copy()), formulas.softmax, x)
 
 
 def test_softmax_of_scores_whose_exponentials_overflow():
-    close(kernels.softmax(np.array([1000, 1000, -1000], np.float32)), [0.5, 0.5, 0])
+    for softmax in (kernels.softmax, formulas.softmax):
+        np.testing.assert_array_equal(softmax(np.array([1000, 1000, -1000], np.float32)), [0.5, 0.5, 0])
 
 
-BLOCK = kernels.QUERY_BLOCK
+# ---- Attention
+
+BLOCK = attention.QUERY_BLOCK
+SHAPES = [(1, 1), (1, 9), (2, 9), (9, 9), (BLOCK, BLOCK), (BLOCK + 1, BLOCK + 4), (300, 300)]
 
 
-@pytest.mark.parametrize(
-    ("T", "S"), [(1, 1), (1, 9), (2, 9), (9, 9), (BLOCK, BLOCK), (BLOCK + 1, BLOCK + 4), (300, 300)]
-)
-def test_causal_attention(T, S):
-    q, k, v = random(2, T, 5), random(2, S, 5, seed=1), random(2, S, 5, seed=2)
-    close(kernels.causal_attention(q, k, v), naive.causal_attention(q, k, v))
+@pytest.mark.parametrize(("T", "S"), SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_causal_attention(T, S, count, monkeypatch):
+    monkeypatch.setattr(attention, "THREAD_WORTH", 1)
+    q, k, v = random(4, T, 5), random(4, S, 5, seed=1), random(4, S, 5, seed=2)
+    with threads.sharing(count):
+        close(kernels.causal_attention(q, k, v), formulas.causal_attention, q, k, v)
+
+
+@pytest.mark.parametrize(("T", "S"), SHAPES)
+def test_whoever_watches_attention_sees_the_weights_of_all_queries(T, S):
+    q, k, v = (random(2, n, 5, seed=seed) for seed, n in enumerate((T, S, S)))
+    seen = np.zeros((2, T, S), np.float32)
+    done = 0
+
+    def watch(weights):
+        nonlocal done
+        _, block, positions = weights.shape
+        assert positions == S - T + done + block, "the last of the block's queries sees up to itself"
+        seen[:, done : done + block, :positions] = weights
+        done += block
+
+    kernels.causal_attention(q, k, v, watch)
+    assert done == T
+    close(seen, attention_weights, q, k)
+
+
+@pytest.mark.parametrize("lengths", [[1], [9], [4, 4, 4], [1, 9, 5, 2], [9, 1]])
+def test_decode_attention_is_that_of_each_sequence_alone(lengths):
+    B, S = len(lengths), max(lengths)
+    q, k, v = random(B, 3, 5), random(B, 3, S, 5, seed=1), random(B, 3, S, 5, seed=2)
+    for row, length in enumerate(lengths):
+        k[row, :, length:], v[row, :, length:] = np.nan, 1e30  # what a slot holds of those before
+    hidden = np.arange(S) >= np.array(lengths)[:, None]
+    together = kernels.decode_attention(q, k, v, hidden if hidden.any() else None)
+    for row, length in enumerate(lengths):
+        own = k[row, :, :length], v[row, :, :length]
+        close(together[row : row + 1], formulas.causal_attention, q[row][:, None], *own)
 
 
 def test_attention_ignores_what_comes_later():

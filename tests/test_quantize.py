@@ -3,17 +3,15 @@
 import json
 import zipfile
 
-import naive
 import numpy as np
 import pytest
-from writers import SMALL, VOCABULARY, random_arrays
+from builders import SMALL, VOCABULARY, arrays_of, random_arrays
 
 import npgpt2
 from npgpt2.convert import convert
 from npgpt2.kernels import int8 as module
-from npgpt2.kernels import kernels, threads
+from npgpt2.kernels import linear, products, threads
 from npgpt2.kernels.int8 import Quantized, QuantizedRows, prepare
-from npgpt2.kernels.kernels import linear
 from npgpt2.weights import Weights, quantize, writer
 from npgpt2.weights import int8 as rounding
 
@@ -59,13 +57,12 @@ def test_large_matrices_are_rounded_as_small_ones(monkeypatch):
 )
 def test_products_are_those_of_the_dequantized_matrix(n, n_out, n_in, tile_bytes, count, monkeypatch):
     """Of tiles that hold the whole matrix, a few rows, or not even one."""
-    monkeypatch.setattr(threads, "count_threads", lambda: count)
-    monkeypatch.setattr(kernels, "THREAD_WORTH", 1)
+    monkeypatch.setattr(products, "THREAD_WORTH", 1)
     monkeypatch.setattr(module, "TILE_BYTES", tile_bytes)
     values, scales = quantize(random_matrix(n_out, n_in))
     x = random_matrix(n, n_in, seed=1) * 10
     expected = x.astype(np.float64) @ (values * scales.astype(np.float64)[:, None]).T
-    with threads.sharing():
+    with threads.sharing(count):
         product = linear(x, Quantized(values, scales))
     assert (product.shape, product.dtype) == ((n, n_out), np.float32)
     np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-4)
@@ -82,12 +79,11 @@ def test_rows_can_be_looked_up():
 
 def test_no_float_copy_of_a_matrix_is_made(allocated_peak, monkeypatch):
     monkeypatch.setattr(module, "TILE_BYTES", 2**20)
-    monkeypatch.setattr(threads, "count_threads", lambda: 2)
     matrix = Quantized(*quantize(random_matrix(20_000, 256)))
     for n in (1, 5):
         x = random_matrix(n, 256)
         allowed = 2 * module.TILE_BYTES + 3 * 4 * n * 20_000 + 100_000
-        with threads.sharing():
+        with threads.sharing(2):
             assert allocated_peak(lambda x=x: linear(x, matrix)) < allowed < 4 * 20_000 * 256
 
 
@@ -103,7 +99,7 @@ def tiny8(fixtures, tmp_path_factory):
 
 def test_logits_are_those_of_the_dequantized_weights(tiny8, tmp_path):
     quantized = npgpt2.load(tiny8)
-    writer.write(tmp_path / "wide.npz", quantized.hparams, naive.dequantized(quantized.weights).items(), None)
+    writer.write(tmp_path / "wide.npz", quantized.hparams, arrays_of(quantized.weights).items(), None)
     wide = npgpt2.load(tmp_path / "wide.npz")
     tokens = np.random.default_rng(0).integers(520, size=(3, 192))
     np.testing.assert_allclose(quantized.logits(tokens), wide.logits(tokens), rtol=0, atol=1e-3)
@@ -197,7 +193,7 @@ def test_matrices_are_made_of_any_mapping(kind, small8):
         assert matrices.get(absent) is None
         with pytest.raises(KeyError):
             matrices[absent]
-    for name, wide in naive.dequantized(Weights(small8)).items():
+    for name, wide in arrays_of(Weights(small8)).items():
         matrix = matrices[name]
         assert matrix is matrices[name]
         assert matrix.shape == wide.shape
@@ -257,7 +253,7 @@ def test_files_that_hold_something_else_are_refused(change, message, tmp_path):
     with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
         archive.writestr("hparams.json", json.dumps(SMALL._asdict()))
     with pytest.raises(ValueError, match=message):
-        naive.dequantized(Weights(tmp_path / "m.npz"))
+        arrays_of(Weights(tmp_path / "m.npz"))
 
 
 def test_files_that_numpy_wrote_are_read_too(small8, tmp_path):
@@ -266,8 +262,8 @@ def test_files_that_numpy_wrote_are_read_too(small8, tmp_path):
         with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
             archive.writestr("hparams.json", json.dumps(SMALL._asdict()))
         for ours, theirs in zip(
-            naive.dequantized(Weights(tmp_path / "m.npz")).values(),
-            naive.dequantized(Weights(small8)).values(),
+            arrays_of(Weights(tmp_path / "m.npz")).values(),
+            arrays_of(Weights(small8)).values(),
             strict=True,
         ):
             np.testing.assert_array_equal(ours, theirs)

@@ -9,14 +9,15 @@ import zlib
 from base64 import b64decode, b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import npgpt2
-from npgpt2 import model as forward_pass
-from npgpt2.kernels import kernels
-from npgpt2.sampling import Sampler
+from npgpt2 import formulas
+from npgpt2.model import forward
+from npgpt2.sampling import Sampling
 from npgpt2.study import report
 from npgpt2.study.report import EXACT, SHOWN, forward_steps, make_report
 from npgpt2.study.trace import Trace
@@ -101,7 +102,7 @@ def test_the_lens_is_that_of_the_trace(data, trace):
     for layer in range(len(trace.residual)):
         logits = trace.lens(layer)
         np.testing.assert_array_equal(data["arrays"]["lens_tokens"][layer], logits.argmax(-1))
-        probabilities = kernels.softmax(logits.copy()).max(-1)
+        probabilities = formulas.softmax(logits).max(-1)
         np.testing.assert_allclose(data["arrays"]["lens_probabilities"][layer], probabilities, rtol=1e-4)
 
 
@@ -121,7 +122,7 @@ def error_of(arrays, logits, temperature):
     for t, row in enumerate(logits):
         mass, entropy = mass_and_entropy(np.append(arrays["logits"][t], arrays["groups"][t]), sizes, temperature)
         exact, exact_entropy = mass_and_entropy(-np.sort(-row), np.ones(len(row)), temperature)
-        _, probabilities = Sampler(temperature).candidates(row)
+        _, probabilities = Sampling(temperature).candidates(row)
         np.testing.assert_allclose(exact, 1 / probabilities.max(), rtol=1e-9)
         errors.append((abs(mass / exact - 1), abs(entropy - exact_entropy)))
     return np.max(errors, axis=0)
@@ -174,10 +175,10 @@ def test_the_steps_are_those_that_the_forward_pass_takes(model, monkeypatch, T):
 
         return run
 
-    for name in ("layer_norm", "linear", "gelu", "causal_attention"):
-        monkeypatch.setattr(forward_pass, name, watched(name, getattr(kernels, name)))
-    monkeypatch.setattr(kernels, "softmax", watched("softmax", kernels.softmax))
-    model.logits(list(range(T)))
+    names = ("layer_norm", "linear", "gelu", "causal_attention")
+    monkeypatch.setattr(formulas, "softmax", watched("softmax", formulas.softmax))
+    kernels = SimpleNamespace(**{name: watched(name, getattr(formulas, name)) for name in names})
+    forward(model.weights, model.hparams, np.arange(T), kernels=kernels)
     sizes = model.hparams
     before, layer, after = forward_steps(
         sizes.n_layer, T, sizes.n_embd, sizes.n_head, sizes.n_embd // sizes.n_head, sizes.n_vocab
@@ -187,14 +188,15 @@ def test_the_steps_are_those_that_the_forward_pass_takes(model, monkeypatch, T):
     for (_, shape), (_, kernel, shapes) in zip(called, expected, strict=True):
         results = re.findall(r"\(([\d, ]+)\)", shapes)
         assert ", ".join(map(str, shape)) in (results[1:] if kernel == "linear" else results[-1:])
-    assert before[0][1] == "forward"
+    assert before[0][1] == "embed"
 
 
-def test_every_step_has_the_source_of_its_kernel(data):
+def test_every_step_has_the_source_of_its_formula(data):
     kernels_named = {kernel for part in data["steps"] for _, kernel, _ in part}
     assert set(data["sources"]) == kernels_named
     for name, source in data["sources"].items():
         assert f"def {name}(" in source
+        assert "share(" not in source, "it is the formula that is shown, and not what the machine runs"
 
 
 # ---- The file

@@ -6,11 +6,14 @@ import re
 
 import numpy as np
 import pytest
-from builders import random_tokens
+from builders import random_model, random_tokens
 from commands import failed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npgpt2 import HParams
+from npgpt2.engine import Slots
+from npgpt2.kernels import prepare
 from npgpt2.study.score import POSITIONS, Score, surprises
 
 
@@ -36,24 +39,29 @@ def test_every_token_is_counted_once_in_its_window(model, length, stride):
     if stride == 1:
         length = min(length, 200)
     tokens = random_tokens(model, length).tolist()
-    found = list(surprises(model.weights, model.hparams, iter(tokens), stride))
+    found = list(surprises(model.matrices, model.hparams, iter(tokens), stride))
     assert [token for token, _ in found] == tokens[1:]
     np.testing.assert_allclose([bits for _, bits in found], by_hand(model, tokens, stride or 96), rtol=0, atol=1e-4)
 
 
+def test_a_model_that_divides_its_passes_scores_texts_past_its_window():
+    model = random_model(HParams(n_vocab=40, n_ctx=40, n_embd=512, n_head=4, n_layer=1), scale=0.05)
+    tokens = random_tokens(model, 100).tolist()
+    for prepared in (model.matrices, prepare(model.weights, threads=3)):
+        bits = [bits for _, bits in surprises(prepared, model.hparams, tokens)]
+        np.testing.assert_allclose(bits, by_hand(model, tokens, 20), rtol=0, atol=1e-3)
+
+
 def test_a_text_of_one_token_or_none_has_nothing_to_predict(model):
-    assert list(surprises(model.weights, model.hparams, [])) == list(surprises(model.weights, model.hparams, [5])) == []
+    assert (
+        list(surprises(model.matrices, model.hparams, [])) == list(surprises(model.matrices, model.hparams, [5])) == []
+    )
 
 
 def test_only_the_logits_that_are_needed_are_computed_at_once(model, monkeypatch):
-    shapes = []
-    from npgpt2.model import forward
-
-    monkeypatch.setattr(
-        "npgpt2.study.score.forward",
-        lambda *args, **more: (shapes.append((out := forward(*args, **more)).shape), out)[1],
-    )
-    list(surprises(model.weights, model.hparams, random_tokens(model, 1000).tolist()))
+    shapes, read = [], Slots.read
+    monkeypatch.setattr(Slots, "read", lambda *args: (shapes.append((out := read(*args)).shape), out)[1])
+    list(surprises(model.matrices, model.hparams, random_tokens(model, 1000).tolist()))
     assert max(rows for rows, _ in shapes) == POSITIONS
 
 

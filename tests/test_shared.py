@@ -27,7 +27,9 @@ def test_logits_are_those_of_openai_s_code(recorded, shared):
 def test_greedy_decoding_gives_openai_s_tokens(recorded, shared):
     expected = np.load(shared / "checkpoints" / "recorded-tiny" / "greedy.npz")
     length = expected["out"].shape[1] - expected["context"].shape[1]
-    np.testing.assert_array_equal(recorded.generate_tokens(expected["context"], length), expected["out"][:, -length:])
+    np.testing.assert_array_equal(
+        recorded.generate_tokens(expected["context"], length=length), expected["out"][:, -length:]
+    )
 
 
 def test_a_book_comes_back_from_its_tokens(recorded, shared):

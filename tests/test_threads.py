@@ -13,16 +13,15 @@ from threading import Event, Thread, current_thread
 import numpy as np
 import pytest
 
-from npgpt2 import model as model_module
-from npgpt2.kernels import kernels, threads
-from npgpt2.model import Cache, forward
+from npgpt2 import GPT2
+from npgpt2.engine import cache
+from npgpt2.kernels import attention, passes, products, rows, threads
 
 needs_openblas = pytest.mark.skipif(threads.openblas() is None, reason="NumPy doesn't compute with OpenBLAS here")
 
 
 @pytest.fixture(params=[1, 2, 3, 5])
-def count(request, monkeypatch):
-    monkeypatch.setattr(threads, "count_threads", lambda: request.param)
+def count(request):
     return request.param
 
 
@@ -32,7 +31,7 @@ def count(request, monkeypatch):
 @needs_openblas
 def test_parts_make_up_the_whole(n, least, step, count):
     parts = []
-    with threads.sharing():
+    with threads.sharing(count):
         threads.share(n, lambda start, stop: parts.append((start, stop, current_thread())), least, step)
     done = sorted((start, stop) for start, stop, _ in parts)
     assert done[0][0] == 0
@@ -43,7 +42,7 @@ def test_parts_make_up_the_whole(n, least, step, count):
     assert len(done) == max(1, min(count, n // max(least, step))) == len({thread for *_, thread in parts})
 
 
-def test_outside_of_sharing_all_is_one_part(count):
+def test_outside_of_sharing_all_is_one_part():
     parts = []
     threads.share(1000, lambda *part: parts.append((*part, current_thread())))
     assert parts == [(0, 1000, current_thread())]
@@ -66,8 +65,36 @@ def test_blas_keeps_to_one_thread_meanwhile():
 
 
 @needs_openblas
-def test_ctrl_c_waits_for_the_parts_of_other_threads(monkeypatch):
-    monkeypatch.setattr(threads, "count_threads", lambda: 2)
+@pytest.mark.parametrize("wanted", [1, 3])
+def test_a_pass_that_is_not_divided_can_limit_blas(wanted):
+    blas = threads.openblas()
+    had = blas.get_threads()
+    blas.set_threads(2)
+    try:
+        with threads.sharing(wanted, divided=False):
+            assert blas.get_threads() == wanted
+            assert not threads.is_sharing()
+        assert blas.get_threads() == 2
+        with threads.sharing(divided=False):
+            assert blas.get_threads() == 2
+    finally:
+        blas.set_threads(had)
+
+
+@needs_openblas
+def test_a_number_that_somebody_sets_meanwhile_stays():
+    blas = threads.openblas()
+    had = blas.get_threads()
+    try:
+        with threads.sharing(2):
+            blas.set_threads(3)
+        assert blas.get_threads() == 3
+    finally:
+        blas.set_threads(had)
+
+
+@needs_openblas
+def test_ctrl_c_waits_for_the_parts_of_other_threads():
     ended = []
 
     def work(start, stop):
@@ -77,22 +104,21 @@ def test_ctrl_c_waits_for_the_parts_of_other_threads(monkeypatch):
             time.sleep(0.2)
             ended.append(start)
 
-    with pytest.raises(KeyboardInterrupt), threads.sharing():
+    with pytest.raises(KeyboardInterrupt), threads.sharing(2):
         threads.share(2, work)
     assert ended == [1]
     assert not threads.is_sharing()
 
 
 @needs_openblas
-def test_no_warning_comes_from_other_threads(monkeypatch):
-    monkeypatch.setattr(threads, "count_threads", lambda: 2)
+def test_no_warning_comes_from_other_threads():
     huge = np.full((2, 1000), 3e38, np.float32)
 
     def work(start, stop):
         if start:  # the first part has the settings of the thread that calls
             huge[start:stop] *= 10
 
-    with warnings.catch_warnings(), threads.sharing():
+    with warnings.catch_warnings(), threads.sharing(2):
         warnings.simplefilter("error")
         threads.share(2, work)
     assert np.isinf(huge[1]).all()
@@ -100,24 +126,22 @@ def test_no_warning_comes_from_other_threads(monkeypatch):
 
 @needs_openblas
 def test_where_no_thread_can_start_the_caller_does_all(monkeypatch):
-    monkeypatch.setattr(threads, "count_threads", lambda: 7)
+    monkeypatch.setattr(threads, "_queues", [])
 
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threads.Thread, "start", refuse)
     parts = []
-    with threads.sharing():
+    with threads.sharing(7):
         threads.share(7, lambda *part: parts.append(part))
     assert parts == [(i, i + 1) for i in range(7)]
-    threads._workers.cache_clear()
 
 
 @needs_openblas
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-def test_errors_are_raised_once_all_parts_have_ended(error, failing, monkeypatch):
-    monkeypatch.setattr(threads, "count_threads", lambda: 2)
+def test_errors_are_raised_once_all_parts_have_ended(error, failing):
     before, ended = threads.openblas().get_threads(), []
 
     def work(start, stop):
@@ -125,13 +149,13 @@ def test_errors_are_raised_once_all_parts_have_ended(error, failing, monkeypatch
             raise error
         ended.append(start)
 
-    with pytest.raises(error), threads.sharing():
+    with pytest.raises(error), threads.sharing(2):
         threads.share(2, work)
     assert ended == [1 - failing]
     assert threads.openblas().get_threads() == before
     assert not threads.is_sharing()
     parts = []
-    with threads.sharing():  # and the threads are there for the next
+    with threads.sharing(2):  # and the threads are there for the next
         threads.share(2, lambda *part: parts.append(part))
     assert sorted(parts) == [(0, 1), (1, 2)]
 
@@ -150,12 +174,12 @@ def test_a_second_pass_meanwhile_does_the_same_parts_by_itself(count):
     entered.wait(60)
     alone, together = [], []
     try:
-        with threads.sharing():
+        with threads.sharing(count):
             threads.share(1000, lambda *part: alone.append((*part, current_thread())), step=3)
     finally:
         leave.set()
         holder.join()
-    with threads.sharing():
+    with threads.sharing(count):
         threads.share(1000, lambda *part: together.append(part), step=3)
     assert {thread for *_, thread in alone} == {current_thread()}
     assert sorted((start, stop) for start, stop, _ in alone) == sorted(together)
@@ -164,10 +188,14 @@ def test_a_second_pass_meanwhile_does_the_same_parts_by_itself(count):
 @pytest.fixture
 def divided(monkeypatch):
     """The small model's kernels in as many parts as a large model's."""
-    monkeypatch.setattr(kernels, "THREAD_WORTH", 1)
-    monkeypatch.setattr(model_module, "THREAD_WORTH", 1)
-    monkeypatch.setattr(kernels, "TILES", (16,))
-    monkeypatch.setattr(kernels, "ROWS", 2)
+    for module in (threads, products, attention, passes, cache):
+        monkeypatch.setattr(module, "THREAD_WORTH", 1)
+    monkeypatch.setattr(products, "TILES", (16,))
+    monkeypatch.setattr(rows, "ROWS", 2)
+
+
+def with_threads(model, count):
+    return GPT2(model.weights, model.hparams, model.tokenizer, threads=count)
 
 
 @pytest.mark.usefixtures("divided")
@@ -181,67 +209,41 @@ def test_programs_with_threads_of_their_own_get_the_same_logits(model):
 
 
 @pytest.mark.usefixtures("divided")
-def test_logits_are_the_same_with_any_number_of_threads(model, count, monkeypatch):
+def test_logits_are_the_same_with_any_number_of_threads(model, count):
     prompt = np.random.default_rng(0).integers(520, size=100)
-    logits = model.logits(prompt)
-    monkeypatch.setattr(threads, "count_threads", lambda: 1)
-    np.testing.assert_allclose(logits, model.logits(prompt), rtol=1e-5, atol=1e-5)
-
-
-@pytest.fixture
-def batch(model):
-    """Five sequences of different lengths that have been read but for their last tokens: these, caches, and logits."""
-    prompts = [np.random.default_rng(i).integers(520, size=20 + i) for i in range(5)]
-    logits = [model.logits(prompt)[-1] for prompt in prompts]
-    caches = [Cache(model.hparams) for _ in prompts]
-    forward(model.weights, model.hparams, [prompt[:-1] for prompt in prompts], caches)
-    return [prompt[-1:] for prompt in prompts], caches, logits
+    logits = with_threads(model, count).logits(prompt)
+    np.testing.assert_allclose(logits, with_threads(model, 1).logits(prompt), rtol=1e-5, atol=1e-5)
 
 
 @needs_openblas
 @pytest.mark.usefixtures("divided")
-def test_sequences_that_are_decoded_together_are_shared_out(model, batch, count, monkeypatch):
-    tokens, caches, expected = batch
-    seen, gather = [], model_module.gather
-    monkeypatch.setattr(model_module, "gather", lambda *args: (seen.append(current_thread()), gather(*args)))
-    logits = forward(model.weights, model.hparams, tokens, caches)
-    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
-    assert len(seen) == 5 * model.hparams.n_layer
-    assert len(set(seen)) == count
-    seen.clear()
-    forward(model.weights, model.hparams, [np.arange(3), np.arange(2)], caches[:2])
-    assert set(seen) == {current_thread()}, "the heads of several positions are shared out instead"
+def test_a_model_computes_on_as_many_threads_as_it_was_given(model, count, monkeypatch):
+    """Those that do the parts of a batch's attention are counted; BLAS has one in each, and afterwards what it had."""
+    seen, decode_attention = set(), cache.decode_attention
+
+    def note(*arguments):
+        seen.add(current_thread())
+        assert threads.openblas().get_threads() == 1
+        return decode_attention(*arguments)
+
+    monkeypatch.setattr(cache, "decode_attention", note)
+    before = threads.openblas().get_threads()
+    texts = with_threads(model, count).generate(["A language model"] * 5, length=4)
+    assert texts == [" plays one small game"] * 5
+    assert len(seen) == count
+    assert threads.openblas().get_threads() == before
 
 
 @needs_openblas
-@pytest.mark.usefixtures("divided", "count")
-def test_who_watches_is_called_in_order_by_the_calling_thread(model, batch):
-    tokens, caches, _ = batch
-    calls = []
-
-    def watch(kind, layer, seen):
-        calls.append((kind, layer, seen.shape[-1] if kind == "attention" else 0, current_thread()))
-
-    forward(model.weights, model.hparams, tokens, caches, watch=watch)
-    attention = [("attention", cache.length) for cache in caches]
-    assert calls == [
-        (kind, layer, length, current_thread())
-        for layer in range(model.hparams.n_layer)
-        for kind, length in [*attention, ("residual", 0)]
-    ]
-
-
-@needs_openblas
-@pytest.mark.parametrize(
-    ("width", "rows", "sequences", "expected"),
-    [
-        (768, 1, 1, False), (768, 2, 1, False), (768, 2, 2, True), (768, 4, 1, True), (768, 512, 1, True),
-        (256, 8, 8, False), (256, 64, 1, True), (4096, 1, 1, False),
-    ],
-)  # fmt: skip
-def test_passes_that_are_worth_it_are_shared(width, rows, sequences, expected):
-    with model_module.shared_pass({"wte": np.empty((5, width), np.float32)}, rows, sequences):
-        assert threads.is_sharing() == expected
+def test_a_model_of_one_thread_starts_none(tiny):
+    program = f"""if True:
+        import threading, npgpt2
+        model = npgpt2.load({str(tiny)!r}, threads=1)
+        assert model.generate(["A language model"] * 8, length=4) == [" plays one small game"] * 8
+        model.logits(range(190))
+        assert threading.active_count() == 1
+    """
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
 
 
 def test_another_blas_computes_the_same(model, monkeypatch):
@@ -249,7 +251,8 @@ def test_another_blas_computes_the_same(model, monkeypatch):
     logits = model.logits(prompt)
     monkeypatch.setattr(threads, "openblas", lambda: None)
     assert threads.count_threads() == 1
-    np.testing.assert_allclose(logits, model.logits(prompt), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.logits(prompt), logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(with_threads(model, 3).logits(prompt), logits, rtol=1e-5, atol=1e-5)
 
 
 def test_a_library_that_is_no_openblas_is_left_alone(monkeypatch):
@@ -260,35 +263,6 @@ def test_a_library_that_is_no_openblas_is_left_alone(monkeypatch):
     for library in (lambda path: Other(), lambda path: (_ for _ in ()).throw(OSError("can't be opened"))):
         monkeypatch.setattr(threads.ctypes, "CDLL", library)
         assert threads.openblas.__wrapped__() is None
-
-
-@pytest.fixture
-def shared_out(monkeypatch):
-    """How many pieces of work each pass gave to `share`, and how many passes had it divided."""
-    calls, share = [], threads.share
-
-    def counting(*args):
-        calls.append(threads.is_sharing())
-        return share(*args)
-
-    monkeypatch.setattr(kernels, "share", counting)
-    monkeypatch.setattr(model_module, "share", counting)
-    return calls
-
-
-@needs_openblas
-@pytest.mark.usefixtures("divided")
-def test_a_pass_of_several_rows_shares_each_kernel_once(model, shared_out):
-    model.logits([1, 2, 3])
-    # In each layer, two layer norms, four products, attention's sequences and heads, and GELU; then the last layer norm
-    # and product.
-    assert shared_out == [True] * (9 * model.hparams.n_layer + 2)
-
-
-@pytest.mark.usefixtures("divided")
-def test_a_pass_of_one_row_leaves_its_products_to_blas(model, shared_out):
-    model.logits([1])
-    assert shared_out == [False] * (5 * model.hparams.n_layer + 1)
 
 
 @needs_openblas
@@ -306,15 +280,14 @@ def test_a_fork_has_threads_of_its_own():
     program = """if True:
         import os, sys
         from npgpt2.kernels import threads
-        threads.count_threads = lambda: 3
         def parts():
             done = []
-            with threads.sharing():
+            with threads.sharing(3):
                 threads.share(30, lambda start, stop: done.append(stop - start))
             return done
         assert parts() == [10, 10, 10]
         before = threads.openblas().get_threads()
-        with threads.sharing():  # as where another thread is in the middle of a pass
+        with threads.sharing(3):  # as where another thread is in the middle of a pass
             child = os.fork()
             if not child:
                 same = threads.openblas().get_threads() == before

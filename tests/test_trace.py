@@ -1,14 +1,12 @@
-"""What a trace says happened, against the model's own logits and against the naive attention of a single position."""
+"""What a trace says happened, against the model's own logits and against the formulas."""
 
-import naive
 import numpy as np
 import pytest
-from builders import random_tokens
+from builders import arrays_of, random_tokens
+from watching import traced
 
 import npgpt2
-from npgpt2 import model as forward_pass
-from npgpt2.kernels import threads
-from npgpt2.kernels.kernels import QUERY_BLOCK, causal_attention
+from npgpt2.kernels.attention import QUERY_BLOCK
 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])
@@ -47,10 +45,10 @@ def test_rows_of_attention_add_up_to_1_and_see_nothing_that_comes_later(any_mode
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_attention_and_residual_are_those_of_the_naive_forward_pass(any_model, length):
+def test_attention_and_residual_are_those_of_the_formulas(any_model, length):
     tokens = random_tokens(any_model, length)
     trace = any_model.trace(tokens, attention=True, residual=True)
-    attention, residual = naive.trace(any_model.weights, any_model.hparams, tokens)
+    attention, residual = traced(arrays_of(any_model.weights), any_model.hparams, tokens)
     np.testing.assert_allclose(trace.attention, attention, rtol=0, atol=1e-5)
     np.testing.assert_allclose(trace.residual, residual, rtol=0, atol=1e-4)
 
@@ -64,26 +62,14 @@ def test_only_what_was_asked_for_is_kept(model):
         model.trace(tokens, attention=True).lens(0)
 
 
-def test_a_trace_takes_the_memory_that_its_arrays_need(model, allocated_peak, monkeypatch):
-    monkeypatch.setattr(threads, "count_threads", lambda: 1)  # whose peaks would come at the same time, or not
+def test_a_trace_takes_the_memory_that_its_arrays_need(tiny, allocated_peak):
+    model = npgpt2.load(tiny, threads=1)  # with more, their peaks would come at the same time, or not
     tokens = random_tokens(model, 192)
     L, H, T, C = 2, 4, 192, 48
     plain = allocated_peak(lambda: model.logits(tokens))
     assert allocated_peak(lambda: model.trace(tokens)) < plain + 10_000
     with_all = allocated_peak(lambda: model.trace(tokens, attention=True, residual=True))
     assert with_all < plain + 4 * L * H * T * T + 4 * L * T * C + 10_000
-
-
-def test_a_trace_runs_the_kernels_once(model, monkeypatch):
-    """One forward pass: as many attentions as layers, and one product with the vocabulary."""
-    calls = []
-    head = forward_pass.head
-    monkeypatch.setattr(
-        forward_pass, "causal_attention", lambda *a: (calls.append("attention"), causal_attention(*a))[1]
-    )
-    monkeypatch.setattr(forward_pass, "head", lambda *a: (calls.append("head"), head(*a))[1])
-    model.trace([1, 2, 3], attention=True, residual=True)
-    assert calls == ["attention", "attention", "head"]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from npgpt2 import GPT2, load
 from npgpt2.files import decode_utf8, replacing
 from npgpt2.models import BUNDLED
-from npgpt2.sampling import Sampler
+from npgpt2.sampling import Sampling
 
 Write = Callable[[str], object]
 
@@ -84,8 +85,22 @@ def add_models_dir(parser: Parser) -> None:
     )
 
 
+def add_threads(parser: Parser) -> None:
+    parser.add_argument(
+        "--threads",
+        type=at_least(1),
+        metavar="N",
+        help="how many threads work (default: as many as there are cores, or as $OPENBLAS_NUM_THREADS says)",
+    )
+
+
+def open_model(args: argparse.Namespace) -> GPT2:
+    """The model that the options of `add_model` and `add_threads` name."""
+    return load(args.model, args.models_dir, threads=args.threads)
+
+
 def add_distribution(parser: Parser, temperature: float) -> None:
-    """The options that `make_sampler` reads: what tokens are drawn from."""
+    """The options that `make_sampling` reads: what tokens are drawn from."""
     parser.add_argument(
         "--temperature",
         type=float,
@@ -103,11 +118,11 @@ def add_distribution(parser: Parser, temperature: float) -> None:
     )
 
 
-def make_sampler(args: argparse.Namespace) -> Sampler:
+def make_sampling(args: argparse.Namespace) -> Sampling:
     """What draws as the options say; numbers out of range end the program as wrong arguments."""
     parser: Parser = args.parser
     try:
-        return Sampler(args.temperature, args.top_k, args.top_p)
+        return Sampling(args.temperature, args.top_k, args.top_p)
     except ValueError as error:
         parser.error(str(error))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from npgpt2 import GPT2, load
+from npgpt2 import Engine
 from npgpt2.cli.common import (
     Commands,
     Parser,
@@ -19,12 +19,14 @@ from npgpt2.cli.common import (
     add_distribution,
     add_model,
     add_prompt,
+    add_threads,
     at_least,
-    make_sampler,
+    make_sampling,
+    open_model,
     open_output,
     read_prompt,
 )
-from npgpt2.engine.continuation import Prefix
+from npgpt2.engine import Settings, samples, stream
 
 
 def add_commands(commands: Commands[Parser]) -> None:
@@ -38,6 +40,7 @@ def add_commands(commands: Commands[Parser]) -> None:
     )
     add_prompt(parser, "the text to continue")
     add_model(parser)
+    add_threads(parser)
     add_sampling(parser, 40, 0.0, 1)
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--ignore-eot", action="store_true", help="go on when the model ends the text")
@@ -51,6 +54,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         "Takes the flags of OpenAI's generate_unconditional_samples.py.",
     )
     add_model(parser)
+    add_threads(parser)
     add_sampling(parser, None, 1.0, 0, "the model's n_ctx")
     parser.set_defaults(stop=[], ignore_eot=True, output=None)
 
@@ -62,6 +66,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         "Takes the flags of OpenAI's interactive_conditional_samples.py. Ctrl-D ends it.",
     )
     add_model(parser)
+    add_threads(parser)
     add_sampling(parser, None, 1.0, 1, "half of the model's n_ctx")
     parser.set_defaults(stop=[], ignore_eot=True, output=None)
 
@@ -90,35 +95,35 @@ def add_sampling(
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    make_sampler(args)
+    make_sampling(args)
     if args.output is not None and not args.nsamples:
         args.parser.error("--nsamples 0 goes on until interrupted, so that --output would never be complete")
     if "" in args.stop:
         args.parser.error("argument --stop: is empty, which would end every text at once")
     prompt = read_prompt(args)
-    model = load(args.model, args.models_dir)
+    model = open_model(args)
     with open_output(args.output) as write:
-        write_samples(model, prompt, args, write, headed=args.nsamples != 1)
+        write_samples(Engine(model, args.batch_size), prompt, args, write, headed=args.nsamples != 1)
 
 
 def run_unconditional(args: argparse.Namespace) -> None:
-    make_sampler(args)
-    model = load(args.model, args.models_dir)
+    make_sampling(args)
+    model = open_model(args)
     args.length = args.length or model.hparams.n_ctx
     with open_output(None) as write:
-        write_samples(model, "", args, write)
+        write_samples(Engine(model, args.batch_size), "", args, write)
 
 
 def run_interactive(args: argparse.Namespace) -> None:
-    make_sampler(args)
+    make_sampling(args)
     if args.nsamples < 1 or args.nsamples % args.batch_size:
         args.parser.error(f"nsamples {args.nsamples} is not a multiple of batch_size {args.batch_size}, or not above 0")
-    model = load(args.model, args.models_dir)
+    model = open_model(args)
     args.length = args.length or max(1, model.hparams.n_ctx // 2)
     if sys.stdin.isatty():
         with suppress(ImportError):  # Windows edits lines by itself
             import readline  # noqa: F401, lets input() edit lines and bring back earlier ones
-    prefix = None
+    engine = Engine(model, args.batch_size)  # whose slots remember what a prompt has in common with the last ones
     for answered in count():
         try:
             while not (prompt := input("Model prompt >>> ").removesuffix("\r")):
@@ -129,45 +134,42 @@ def run_interactive(args: argparse.Namespace) -> None:
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input: not UTF-8 at byte {error.start} of what was read last") from None
         # Samples are numbered through the whole session, so that a seed doesn't give one prompt one answer for ever.
-        prefix = model.prefix(prompt, prefix)  # what a prompt has in common with the last one isn't read again
         with open_output(None) as write:
-            write_samples(model, prompt, args, write, prefix, first=answered * args.nsamples)
+            write_samples(engine, prompt, args, write, first=answered * args.nsamples)
         print("=" * 80, flush=True)
 
 
 def write_samples(
-    model: GPT2,
-    prompt: str,
-    args: argparse.Namespace,
-    write: Write,
-    prefix: Prefix | None = None,
-    first: int = 0,
-    headed: bool = True,
+    engine: Engine, prompt: str, args: argparse.Namespace, write: Write, first: int = 0, headed: bool = True
 ) -> None:
     """Generate samples and write them: piece by piece one after another where somebody sees it, which isn't the case
     in batches and in files, or else whole, with a progress bar.
 
     first: the first sample's number in the run · headed: whether a line with its number stands above each
     """
-    options = ("length", "temperature", "top_k", "top_p", "seed", "stop", "ignore_eot")
-    settings = {name: getattr(args, name) for name in options}
+    settings: Settings = {
+        "length": args.length,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "seed": args.seed,
+        "stop": args.stop,
+        "ignore_eot": args.ignore_eot,
+    }
 
     def header(number: int) -> str:
         return f"{'=' * 40} SAMPLE {number + 1} {'=' * 40}\n" if headed else ""
 
     if args.output is None and args.batch_size == 1:
-        if args.nsamples != 1:
-            prefix = model.prefix(prompt, prefix)
         for number in range(args.nsamples) if args.nsamples else count():
             write(header(number))
-            for piece in model.stream(prompt, **settings, prefix=prefix, sample=first + number):
+            for piece in stream(engine, prompt, **settings | {"sample": first + number}):
                 write(piece)
             write("\n")
     else:
         total = args.nsamples * args.length or None
         with tqdm(total=total, unit=" tokens", desc="generate", disable=None, leave=False) as bar:
-            batches = {"nsamples": args.nsamples, "batch_size": args.batch_size, "first": first}
-            texts = model.samples(prompt, **batches, **settings, prefix=prefix, progress=bar.update)
+            texts = samples(engine, prompt, args.nsamples, first, bar.update, **settings)
             for number, text in enumerate(texts):
                 with bar.external_write_mode(file=sys.stdout):
                     write(f"{header(number)}{text}\n")

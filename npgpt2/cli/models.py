@@ -7,10 +7,10 @@ import re
 import sys
 from pathlib import Path
 
-from npgpt2 import load
+from npgpt2 import GPT2
 from npgpt2.cli.common import Commands, Parser, add_command, add_models_dir, at_least
-from npgpt2.models import ALIASES, BUNDLED, MODELS, installed_models, models_folder
-from npgpt2.weights.reader import DTYPES
+from npgpt2.models import ALIASES, BUNDLED, MODELS, find_model, installed_models, models_folder
+from npgpt2.weights import DTYPES, Weights
 
 
 def add_commands(commands: Commands[Parser]) -> None:
@@ -70,8 +70,8 @@ def models_dir_option(args: argparse.Namespace) -> str:
 
 
 def run_info(args: argparse.Namespace) -> None:
-    model = load(args.model, args.models_dir)
-    weights, path = model.weights, model.weights.path
+    weights = Weights(find_model(args.model, args.models_dir))
+    model, path = GPT2(weights), weights.path
     vocabulary = f"{len(model.tokenizer):,} tokens" if weights.vocabulary() else "none (give convert --vocab DIR)"
     rows = {
         "model": path,

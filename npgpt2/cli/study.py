@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from npgpt2 import GPT2, load
+from npgpt2 import GPT2
 from npgpt2.cli.common import (
     Commands,
     Parser,
@@ -20,11 +20,14 @@ from npgpt2.cli.common import (
     add_distribution,
     add_model,
     add_prompt,
+    add_threads,
     at_least,
-    make_sampler,
+    make_sampling,
+    open_model,
     read_prompt,
 )
 from npgpt2.files import read_text_pieces, replacing
+from npgpt2.models import find_model
 from npgpt2.study.score import Score
 
 
@@ -47,6 +50,7 @@ def add_commands(commands: Commands[Parser]) -> None:
     parser.add_argument("--per-token", action="store_true", help="print each token too: its bits, its id, its text")
     parser.add_argument("--json", action="store_true", help="print a JSON object in each line")
     add_model(parser)
+    add_threads(parser)
 
     parser = add_command(
         commands,
@@ -57,6 +61,7 @@ def add_commands(commands: Commands[Parser]) -> None:
     add_prompt(parser, "the text; if empty, what begins a text")
     parser.add_argument("--top", type=at_least(1), default=10, metavar="N", help="how many (default: %(default)s)")
     add_model(parser)
+    add_threads(parser)
     add_distribution(parser, 1.0)
 
     parser = add_command(
@@ -78,10 +83,11 @@ def add_commands(commands: Commands[Parser]) -> None:
     )
     parser.add_argument("--open", action="store_true", help="open it in the browser")
     add_model(parser)
+    add_threads(parser)
 
 
 def run_score(args: argparse.Namespace) -> None:
-    model = load(args.model, args.models_dir)
+    model = open_model(args)
     total, width = Score(), max(len("total"), *map(len, args.files))
     for number, name in enumerate(args.files):
         score = score_file(model, name, args)
@@ -133,11 +139,11 @@ def print_row(width: int, *cells: str) -> None:
 
 
 def run_next(args: argparse.Namespace) -> None:
-    sampler = make_sampler(args)
+    sampling = make_sampling(args)
     prompt = read_prompt(args)
-    model = load(args.model, args.models_dir)
-    logits = model.prefix(prompt).logits
-    for token, probability in sampler.likeliest(logits, args.top):
+    model = open_model(args)
+    logits = model.next_logits(prompt)
+    for token, probability in sampling.likeliest(logits, args.top):
         text = json.dumps(model.tokenizer.decode([token]), ensure_ascii=False)
         print(f"{probability:>7.2%} {token:>6}  {text:<20} {'█' * round(40 * probability)}".rstrip())
 
@@ -146,9 +152,9 @@ def run_inspect(args: argparse.Namespace) -> None:
     from npgpt2.study.report import make_report
 
     prompt = read_prompt(args)
-    model = load(args.model, args.models_dir)
+    model = open_model(args)
     trace = model.trace(model.prompt_tokens(prompt), attention=True, residual=True)
-    page = make_report(trace, model.tokenizer, model.weights.path.stem).encode("utf-8")
+    page = make_report(trace, model.tokenizer, find_model(args.model, args.models_dir).stem).encode("utf-8")
     with replacing(args.output) as file:
         file.write(page)
     print(f"{args.output}: {len(page):,} bytes, tokens: {len(trace.tokens):,}")

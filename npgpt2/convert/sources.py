@@ -13,8 +13,9 @@ import numpy.typing as npt
 from npgpt2.convert.checkpoint import Checkpoint, find_prefix
 from npgpt2.convert.huggingface import HuggingFaceModel, read_tokenizer
 from npgpt2.files import read_bounded
+from npgpt2.kernels import Tokenizer
 from npgpt2.model import HParams
-from npgpt2.tokenizer import Tokenizer, read_vocabulary
+from npgpt2.tokenizer import read_vocabulary
 from npgpt2.weights.hparams import checked, parse_hparams
 
 Bytes = npt.NDArray[np.uint8]

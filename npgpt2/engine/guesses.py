@@ -25,13 +25,14 @@ class Lookup:
     [5, 6, 7, 8]
     """
 
-    def __init__(self, tokens: Iterable[int]) -> None:
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
         for token in tokens:
             self.append(token)
 
     def append(self, token: int) -> None:
+        """Add the token that came."""
         if len(self._tokens) >= CONTEXT:
             self._after[tuple(self._tokens[-CONTEXT:])] = len(self._tokens)
         self._tokens.append(token)

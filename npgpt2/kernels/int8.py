@@ -15,13 +15,15 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.kernels.kernels import Array, matmul
+from npgpt2.formulas import Array
+from npgpt2.kernels.matmul import matmul
 
 Int8 = npt.NDArray[np.int8]
 
 # Rows of int8 are widened into a float32 buffer of so many bytes, which stays in the third cache while it is multiplied
 # by: enough for half of any layer's matrix of 124M. With smaller ones, threads wait for Python's lock more often: a
-# token took 4 % longer with three fifths of this, and 8 % with a third.
+# token took 4 % longer with three fifths of this, and 8 % with a third, where memory is fast; where it is slow, half
+# is better: `python tools/tune.py int8`.
 TILE_BYTES = 5 * 2**20
 # What is added to a matrix's name for that of its scales.
 SCALES = "/scales"
@@ -83,13 +85,14 @@ class QuantizedRows:
         return chosen
 
 
-def prepare(weights: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, Array]:
+def prepare(weights: Mapping[str, npt.NDArray[Any]], threads: int | None = None) -> Matrices:
     """What the forward pass multiplies by, made of a model's variables as they are stored.
 
     weights: arrays by name, as `Weights` has them or any other mapping, which must not change meanwhile; int8 matrices
     (n_in, n_out), and `wte` (V, C), with float32 scales (n_out,) or (V,) beside them under their name and `/scales` →
     the same names without those of scales: `Quantized` for what is int8, `QuantizedRows` for `wte`, else the array
-    itself. Like `weights`, it reads an array when it is first asked for, and raises what that raises.
+    itself · threads: how many a pass over them takes; see `sharing_work`. Like `weights`, it reads an array when it is
+    first asked for, and raises what that raises.
 
     >>> matrices = prepare({"h0/mlp/c_fc/w": np.int8([[3, 4]]), "h0/mlp/c_fc/w/scales": np.float32([0.5, 2])})
     >>> list(matrices)
@@ -99,13 +102,14 @@ def prepare(weights: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, Array]:
     >>> y
     array([[15., 80.]], dtype=float32)
     """
-    return _Matrices(weights)
+    return Matrices(weights, threads)
 
 
-class _Matrices(Mapping[str, Array]):
-    """See `prepare`."""
+class Matrices(Mapping[str, Array]):
+    """What `prepare` makes. threads: how many a pass over them takes, None for the usual number"""
 
-    def __init__(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+    def __init__(self, weights: Mapping[str, npt.NDArray[Any]], threads: int | None) -> None:
+        self.threads = threads
         self._weights = weights
         self._kept: dict[str, Array] = {}
 
@@ -124,6 +128,16 @@ class _Matrices(Mapping[str, Array]):
         scales = self._weights[name + SCALES]
         matrix = QuantizedRows(array, scales) if name == "wte" else Quantized(array.T, scales)
         return cast(Array, matrix)  # the model does with it what it does with an array, and need not know
+
+    @property
+    def width(self) -> int:
+        """C, the width of the residual stream."""
+        return int(self["wte"].shape[1])
+
+    @property
+    def in_int8(self) -> bool:
+        """Whether the products are with matrices in int8."""
+        return isinstance(self["wte"], QuantizedRows)
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._weights if not name.endswith(SCALES))

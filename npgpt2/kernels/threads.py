@@ -28,18 +28,25 @@ Work = Callable[[int, int], object]
 Ended = list[BaseException | None]
 Tasks: TypeAlias = "SimpleQueue[tuple[Work, int, int, Ended, SimpleQueue[None]]]"
 
-# The program's threads that are in a pass. The first to come limits BLAS, the last to go gives back what it had.
+# Multiplications that are worth a thread of their own: fewer are over before it has begun (`tools/tune.py threads`).
+THREAD_WORTH = 2**20
+
+# The program's threads that are in a pass, and what BLAS had before the first of them came, which the last sets again
+# if nobody else has set another number meanwhile than the pass that was last to begin.
 _passing: set[int] = set()
-_blas_threads = 1
+_blas_had, _blas_got = 1, 1
 # One pass at a time has our threads; another, meanwhile, does its parts one by one.
 _owner: int | None = None
 _changing = Lock()
+# The threads that work beside the one that owns them, by their queues.
+_queues: list[Tasks] = []
 
 
 class _Mode(local):
-    """What `sharing` has set for the thread that asks: whether work is cut into parts, and whether others do some."""
+    """What `sharing` has set for the thread that asks: into how many parts work is cut, and who does them."""
 
     cuts = has_threads = False
+    threads = 1
 
 
 _mode = _Mode()
@@ -94,30 +101,35 @@ def multiplies_small_matrices() -> bool:
 
 
 @contextmanager
-def sharing(wanted: bool = True) -> Iterator[None]:
-    """Meanwhile, kernels that this thread calls share their work among all threads, and BLAS keeps to one."""
+def sharing(threads: int | None = None, divided: bool = True) -> Iterator[None]:
+    """Meanwhile, what this thread computes takes so many threads, by default `count_threads`.
+
+    divided: whether kernels cut their work into parts, for threads of ours, while BLAS keeps to one; otherwise BLAS
+    divides each product among threads of its own. Where BLAS is no OpenBLAS, it alone decides.
+    """
     blas = openblas()
-    if not wanted or blas is None or _mode.cuts:
+    if blas is None or _mode.cuts or not (divided or threads):
         yield
         return
     try:
-        _begin(blas)
+        _begin(blas, threads or blas.threads, divided)
         yield
     finally:
         _mode.cuts = False  # first, so that wherever Ctrl-C comes in, the next pass sets all to rights
         _end(blas)
 
 
-def _begin(blas: OpenBLAS) -> None:
-    global _owner, _blas_threads
+def _begin(blas: OpenBLAS, threads: int, divided: bool) -> None:
+    global _owner, _blas_had, _blas_got
     with _changing:
         if not _passing:
-            _blas_threads = blas.get_threads()
+            _blas_had = blas.get_threads()
         _passing.add(get_ident())
-        blas.set_threads(1)
-        if _owner is None and not sys.is_finalizing():
+        _blas_got = 1 if divided else threads
+        blas.set_threads(_blas_got)
+        if divided and _owner is None and not sys.is_finalizing():
             _owner = get_ident()
-        _mode.cuts, _mode.has_threads = True, _owner == get_ident()
+        _mode.cuts, _mode.threads, _mode.has_threads = divided, threads, _owner == get_ident()
 
 
 def _end(blas: OpenBLAS) -> None:
@@ -126,8 +138,8 @@ def _end(blas: OpenBLAS) -> None:
         _mode.has_threads = False
         if _owner == get_ident():
             _owner = None
-        if _passing == {get_ident()} and blas.get_threads() == 1:  # nobody else has set another number meanwhile
-            blas.set_threads(_blas_threads)
+        if _passing == {get_ident()} and blas.get_threads() == _blas_got:
+            blas.set_threads(_blas_had)
         _passing.discard(get_ident())
 
 
@@ -151,13 +163,13 @@ def share(n: int, work: Work, least: int = 1, step: int = 1) -> None:
     >>> squares
     [0, 1, 4, 9]
     """
-    count = min(count_threads(), n // max(least, step)) if _mode.cuts else 1
+    count = min(_mode.threads, n // max(least, step)) if _mode.cuts else 1
     if count <= 1:
         work(0, n)
         return
     starts = (least + (n - least) * part // count for part in range(1, count))
     first, *others = pairwise([0, *(start // step * step for start in starts), n])
-    workers = _workers(count_threads() - 1) if _mode.has_threads else []
+    workers = _workers(count - 1) if _mode.has_threads else []
     ended: Ended = []  # what became of the parts of others, once each has ended
     done: SimpleQueue[None] = SimpleQueue()
     sent = 0
@@ -188,19 +200,17 @@ def _wait(ended: Ended, done: SimpleQueue[None], parts: int) -> None:
         raise interrupt
 
 
-@cache
 def _workers(number: int) -> list[Tasks]:
-    """The threads that work beside the calling one, by their queues."""
-    queues: list[Tasks] = []
+    """So many of our threads; only whoever owns them asks."""
     with suppress(RuntimeError):  # where the system refuses more threads, those that there are do
-        for _ in range(number):
+        while len(_queues) < number:
             tasks: Tasks = SimpleQueue()
             Thread(target=_serve, args=(tasks,), name="npgpt2", daemon=True).start()
-            queues.append(tasks)
-    return queues
+            _queues.append(tasks)
+    return _queues[:number]
 
 
-@np.errstate(over="ignore", invalid="ignore")  # as `forward` has it, for its own thread
+@np.errstate(over="ignore", invalid="ignore")  # as `passes.sharing_work` has it, for its own thread
 def _serve(tasks: Tasks) -> None:
     while True:
         work, start, stop, ended, done = tasks.get()
@@ -217,11 +227,11 @@ def _begin_anew() -> None:
     """After a fork: the new process has neither the threads nor the passes of the old one."""
     global _changing, _owner
     if _passing and (blas := openblas()):
-        blas.set_threads(_blas_threads)
+        blas.set_threads(_blas_had)
     _passing.clear()
     _changing, _owner = Lock(), None
     _mode.cuts = _mode.has_threads = False
-    _workers.cache_clear()
+    _queues.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2 import model
-from npgpt2.kernels import kernels
-from npgpt2.kernels.kernels import Array
+from npgpt2 import formulas, model
+from npgpt2.formulas import Array
 from npgpt2.study.score import surprisal
 from npgpt2.study.trace import Trace
 from npgpt2.tokenizer import Tokenizer
@@ -93,7 +92,7 @@ def forward_steps(L: int, T: int, C: int, H: int, D: int, V: int) -> list[list[t
     [('ln_f', 'layer_norm', '(3, 48) → (3, 48)'), ('logits: times wteᵀ', 'linear', '(3, 48) → (3, 520)')]
     """
     return [
-        [("embedding: wte[tokens] + wpe[positions]", "forward", f"({T},) → ({T}, {C})")],
+        [("embedding: wte[tokens] + wpe[positions]", "embed", f"({T},) → ({T}, {C})")],
         [
             ("ln_1", "layer_norm", f"({T}, {C}) → ({T}, {C})"),
             ("attn/c_attn: queries, keys, values", "linear", f"({T}, {C}) → ({T}, {3 * C}) → 3 × ({H}, {T}, {D})"),
@@ -113,7 +112,7 @@ def forward_steps(L: int, T: int, C: int, H: int, D: int, V: int) -> list[list[t
 
 
 def _function(kernel: str) -> Any:
-    return getattr(kernels, kernel, None) or getattr(model, kernel)
+    return getattr(formulas, kernel, None) or getattr(model, kernel)
 
 
 def _blocks(logits: Array) -> Iterator[tuple[slice, Array]]:

@@ -7,15 +7,17 @@ did in training, so that its first token is predicted too; where a vocabulary ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import exp, inf, log
 
 import numpy as np
 
-from npgpt2.kernels.kernels import Array
-from npgpt2.model import Cache, HParams, forward
+from npgpt2.engine import Slots, Span
+from npgpt2.formulas import Array
+from npgpt2.kernels import Matrices
+from npgpt2.model import HParams
 from npgpt2.sampling import Ids, check_finite
 
 # Positions whose logits are computed together: in 124M, those of a whole window would take 200 MB.
@@ -86,7 +88,7 @@ def _perplexity(bits: float, number: int) -> float:
 
 
 def surprises(
-    weights: Mapping[str, Array], hparams: HParams, tokens: Iterable[int], stride: int | None = None
+    matrices: Matrices, hparams: HParams, tokens: Iterable[int], stride: int | None = None
 ) -> Iterator[tuple[int, float]]:
     """Each token but the first, and -log2 of the probability that the model gives it after those before.
 
@@ -97,21 +99,21 @@ def surprises(
     stride = max(1, n_ctx // 2) if stride is None else stride
     if not 1 <= stride <= n_ctx:
         raise ValueError(f"stride is {stride}, where 1 to the model's n_ctx of {n_ctx} is expected")
-    rest, cache = iter(tokens), Cache(hparams)
-    read: list[int] = []  # what the window holds
+    rest, slots = iter(tokens), Slots(hparams, 1)
+    window: list[int] = []  # what has been read of it
     last = next(rest, None)
     while last is not None:
-        if cache.length == n_ctx:
-            cache.length, read = 0, read[stride:]
-            if read:
-                forward(weights, hparams, [np.array(read)], [cache])
-        targets = list(islice(rest, min(POSITIONS, n_ctx - cache.length)))
+        if len(window) == n_ctx:
+            window = window[stride:]
+            if window:
+                slots.read(matrices, window, [Span(0, 0, len(window))], [])
+        targets = list(islice(rest, min(POSITIONS, n_ctx - len(window))))
         if not targets:
             return
-        inputs = [last, *targets[:-1]]
-        logits = forward(weights, hparams, [np.array(inputs)], [cache], all_positions=True)
+        inputs, read = [last, *targets[:-1]], len(window)
+        logits = slots.read(matrices, inputs, [Span(0, read, read + len(inputs))], range(len(inputs)))
         yield from zip(targets, surprisal(logits, targets), strict=True)
-        read += inputs
+        window += inputs
         last = targets[-1]
 
 

@@ -1,19 +1,19 @@
 """What happens inside the model: a forward pass that somebody watches.
 
-There is no forward pass here: it is that of `model.py`, which shows whoever asks the attention of every layer and the
-residual stream after it. They are only kept here, and read with the model's own head: the "logit lens" of
-"interpreting GPT: the logit lens", 2020.
+There is no forward pass here: it is the blocks of `model.py`, one after the other. What they pass by is only kept here,
+and read with the model's own head: the "logit lens" of "interpreting GPT: the logit lens", 2020.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from npgpt2.kernels.kernels import Array
-from npgpt2.model import Cache, HParams, Tokens, forward, head, shared_pass
+from npgpt2 import kernels
+from npgpt2.formulas import Array
+from npgpt2.kernels import Matrices
+from npgpt2.model import HParams, Ids, Text, block, embed, head
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,11 @@ class Trace:
            [0.24, 0.43, 0.33]], dtype=float32)
     """
 
-    tokens: Tokens
+    tokens: Ids
     logits: Array
     attention: Array | None
     residual: Array | None
-    weights: Mapping[str, Array] = field(repr=False)
+    matrices: Matrices = field(repr=False)
 
     def lens(self, layer: int) -> Array:
         """What the model would say after each position if this layer were its last: the logit lens.
@@ -50,27 +50,36 @@ class Trace:
         """
         if self.residual is None:
             raise ValueError("the trace has no residual stream to look at; ask for it: trace(tokens, residual=True)")
-        with shared_pass(self.weights, len(self.residual[layer])):  # as in the pass itself, to the last bit
-            return head(self.residual[layer], self.weights)
+        with kernels.sharing_work(self.matrices, len(self.tokens)):  # as in the pass itself, to the last bit
+            return head(self.residual[layer], self.matrices, kernels)
 
 
-def trace(
-    weights: Mapping[str, Array], hparams: HParams, tokens: Tokens, attention: bool = False, residual: bool = False
-) -> Trace:
-    """Read a sequence and keep what was asked for. tokens: (T,) of at least one; more than n_ctx raise ValueError."""
+class Watched:
+    """The memory of a text by itself, as `model.Text`, which keeps every layer's attention weights: (L, H, T, T)."""
+
+    def __init__(self, weights: Array) -> None:
+        self.weights = weights
+
+    def attend(self, layer: int, q: Array, k: Array, v: Array) -> Array:
+        """Attention among the rows. q, k, v: (H, T, D) → (T, C)."""
+
+        def keep(block: Array) -> None:
+            _, queries, seen = block.shape
+            self.weights[layer, :, seen - queries : seen, :seen] = block
+
+        return kernels.causal_attention(q, k, v, keep)
+
+
+def trace(matrices: Matrices, hparams: HParams, tokens: Ids, attention: bool = False, residual: bool = False) -> Trace:
+    """Read a sequence and keep what was asked for. tokens: (T,), of at least one and at most n_ctx."""
     L, H, T, C = hparams.n_layer, hparams.n_head, len(tokens), hparams.n_embd
-    kept: dict[str, Array] = {}
-    if attention:
-        kept["attention"] = np.zeros((L, H, T, T), np.float32)
-    if residual:
-        kept["residual"] = np.empty((L, T, C), np.float32)
-
-    def watch(point: str, layer: int, array: Array) -> None:
-        if point == "attention" and attention:
-            _, block, seen = array.shape
-            kept[point][layer, :, seen - block : seen, :seen] = array
-        elif point == "residual" and residual:
-            kept[point][layer] = array
-
-    logits = forward(weights, hparams, [tokens], [Cache(hparams)], all_positions=True, watch=watch)
-    return Trace(tokens, logits, kept.get("attention"), kept.get("residual"), weights)
+    weights = np.zeros((L, H, T, T), np.float32) if attention else None
+    stream = np.empty((L, T, C), np.float32) if residual else None
+    memory = Text(kernels) if weights is None else Watched(weights)
+    with kernels.sharing_work(matrices, T):
+        x = embed(tokens, np.arange(T), matrices)
+        for layer in range(L):
+            x = block(x, matrices, layer, H, memory, kernels)
+            if stream is not None:
+                stream[layer] = x
+        return Trace(tokens, head(x, matrices, kernels), weights, stream, matrices)

@@ -15,7 +15,7 @@ import pytest
 
 from npgpt2 import load
 from npgpt2.cli import main
-from npgpt2.sampling import Sampler
+from npgpt2.sampling import Sampling
 from npgpt2.study.report import make_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, which drives the browser")
@@ -276,7 +276,7 @@ def test_the_bars_and_the_entropy_are_those_of_the_sampler(
         set_slider(shown, name, value)
     for position in (4, len(tokens) - 1):
         choose(shown, position)
-        ids, probabilities = Sampler(temperature, top_k, top_p).candidates(trace.logits[position])
+        ids, probabilities = Sampling(temperature, top_k, top_p).candidates(trace.logits[position])
         order = np.argsort(-probabilities, kind="stable")[:40]
         found = bars(shown)
         assert [name for name, _ in found] == [label(storyteller, token) for token in ids[order]]
@@ -302,7 +302,7 @@ def test_temperature_0_leaves_one_bar_of_100_percent_and_3_raises_the_entropy(sh
 def test_top_k_5_leaves_five_bars_and_says_what_is_cut_off(shown, trace):
     set_slider(shown, "top-k", 5)
     assert len(bars(shown)) == 5
-    rest = 1 - np.sort(Sampler(1).candidates(trace.logits[-1])[1])[-5:].sum()
+    rest = 1 - np.sort(Sampling(1).candidates(trace.logits[-1])[1])[-5:].sum()
     cut = re.search(r"top-k cuts off 4,091 tokens with ([\d.]+ %)", find(shown, "#summary").text)[1]
     assert_percent(cut, rest, slack=1e-5)
 

@@ -16,7 +16,7 @@ from distributions import probabilities
 from npgpt2.convert.checkpoint import Checkpoint, find_prefix
 from npgpt2.convert.conversion import widen
 from npgpt2.convert.crc32c import crc32c
-from npgpt2.sampling import Sampler
+from npgpt2.sampling import Sampling
 
 tf1 = tf.compat.v1
 tf.get_logger().setLevel("ERROR")
@@ -193,7 +193,7 @@ def test_probabilities_are_those_of_openais_sampling(temperature, top_k, ties):
         if ties:
             logits = np.round(logits)
         ours, theirs = (
-            probabilities(Sampler(temperature, top_k), logits),
+            probabilities(Sampling(temperature, top_k), logits),
             openais_probabilities(logits, temperature, top_k),
         )
         np.testing.assert_array_equal(ours > 0, theirs > 0)
@@ -203,7 +203,7 @@ def test_probabilities_are_those_of_openais_sampling(temperature, top_k, ties):
 def test_probabilities_are_those_of_openais_sampling_in_float32():
     logits = np.random.default_rng(0).normal(0, 3, 50257).astype(np.float32)
     theirs = openais_probabilities(logits, np.float32(0.7), 40)
-    np.testing.assert_allclose(probabilities(Sampler(0.7, 40), logits), theirs, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(probabilities(Sampling(0.7, 40), logits), theirs, rtol=1e-5, atol=1e-12)
 
 
 def test_at_temperature_0_openais_sampling_draws_a_token_that_is_not_there():
@@ -211,4 +211,4 @@ def test_at_temperature_0_openais_sampling_draws_a_token_that_is_not_there():
     for logits in ([-35.0, -33.0, -40.0], [3.0, -1.0, 2.0], [-1.0, 0.0, 1.0]):
         theirs = tf1.multinomial([tf.constant(logits) / 0.0], num_samples=20, seed=1)
         assert set(theirs.numpy().ravel()) == {3}
-        assert Sampler(temperature=0).choose(np.float32(logits), np.random.default_rng(1)) == np.argmax(logits)
+        assert Sampling(temperature=0).choose(np.float32(logits), np.random.default_rng(1)) == np.argmax(logits)

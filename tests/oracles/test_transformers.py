@@ -21,9 +21,10 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 import npgpt2
 from npgpt2.convert import convert
 from npgpt2.convert.huggingface import to_checkpoint_name
-from npgpt2.kernels.kernels import layer_norm
-from npgpt2.model import Cache, forward
-from npgpt2.sampling import Sampler
+from npgpt2.engine import Engine, Slots, Span
+from npgpt2.formulas import layer_norm
+from npgpt2.model import forward
+from npgpt2.sampling import Sampling
 from npgpt2.study.score import surprises
 
 torch.set_num_threads(1)
@@ -98,7 +99,7 @@ def test_bits_are_the_loss_that_transformers_computes_on_the_same_windows(pair):
     model, n_ctx = pair.ours, pair.ours.hparams.n_ctx
     stride = max(1, n_ctx // 2)
     tokens = random_tokens(model, 3 * n_ctx + 2).tolist()
-    found = [bits * np.log(2) for _, bits in surprises(model.weights, model.hparams, tokens)]
+    found = [bits * np.log(2) for _, bits in surprises(model.matrices, model.hparams, tokens)]
     theirs, counted = [], 0
     for start in range(0, len(tokens) - 1, stride):
         window = torch.tensor([tokens[start : start + n_ctx + 1]])
@@ -145,6 +146,11 @@ def test_logits_of_a_sequence_are_those_of_transformers(pair):
         assert_close(pair.ours.logits(tokens), logits_of(pair.theirs, tokens))
 
 
+def test_the_formulas_alone_give_the_logits_of_transformers(pair):
+    tokens = random_tokens(pair.ours, pair.ours.hparams.n_ctx)
+    assert_close(forward(pair.ours.weights, pair.ours.hparams, tokens), logits_of(pair.theirs, tokens))
+
+
 def test_logits_of_a_batch_are_those_of_transformers(pair):
     tokens = random_tokens(pair.ours, 3, pair.ours.hparams.n_ctx)
     assert_close(pair.ours.logits(tokens), logits_of(pair.theirs, tokens))
@@ -152,10 +158,10 @@ def test_logits_of_a_batch_are_those_of_transformers(pair):
 
 def test_logits_from_token_by_token_decoding_are_those_of_transformers(pair):
     model, tokens = pair.ours, random_tokens(pair.ours, pair.ours.hparams.n_ctx)
-    cache, past = Cache(model.hparams), None
+    slots, past = Slots(model.hparams, 1), None
     whole = logits_of(pair.theirs, tokens)
     for position, token in enumerate(tokens):
-        ours = forward(model.weights, model.hparams, [np.array([token])], [cache])
+        ours = slots.read(model.matrices, [token], [Span(0, position, position + 1)], [0])
         with torch.no_grad():
             said = pair.theirs(torch.tensor([[token]]), past_key_values=past, use_cache=True)
         past = said.past_key_values
@@ -169,14 +175,18 @@ def test_logits_of_ragged_batches_are_those_of_each_sequence_alone(pair):
     rng = np.random.default_rng(1)
     rows = random_tokens(model, 4, n_ctx)
     whole = logits_of(pair.theirs, rows)
-    caches = [Cache(model.hparams) for _ in rows]
-    while unfinished := [i for i, cache in enumerate(caches) if cache.length < n_ctx]:
-        starts = [caches[i].length for i in unfinished]
-        ends = [rng.integers(start + 1, min(n_ctx, start + rng.choice([1, 5, n_ctx])) + 1) for start in starts]
-        pieces = [rows[i, start:end] for i, start, end in zip(unfinished, starts, ends, strict=True)]
-        expected = [whole[i, start:end] for i, start, end in zip(unfinished, starts, ends, strict=True)]
-        read = forward(model.weights, model.hparams, pieces, [caches[i] for i in unfinished], all_positions=True)
-        assert_close(read, np.concatenate(expected))
+    slots, starts = Slots(model.hparams, 4), [0] * 4
+    while unfinished := [i for i in range(4) if starts[i] < n_ctx]:
+        spans = [
+            Span(i, starts[i], int(rng.integers(starts[i] + 1, min(n_ctx, starts[i] + rng.choice([1, 5, n_ctx])) + 1)))
+            for i in unfinished
+        ]
+        spans.sort(key=lambda span: span.stop - span.start > 1)
+        tokens = np.concatenate([rows[i, start:stop] for i, start, stop in spans])
+        read = slots.read(model.matrices, tokens, spans, range(len(tokens)))
+        assert_close(read, np.concatenate([whole[i, start:stop] for i, start, stop in spans]))
+        for i, _, stop in spans:
+            starts[i] = stop
 
 
 # ---- What happens inside
@@ -228,6 +238,34 @@ def test_greedy_tokens_are_those_of_transformers(pair):
         assert new.tolist() == whole[row, tokens.shape[1] :].tolist()
     batch = pair.ours.generate_tokens(tokens, length=n_ctx - tokens.shape[1])
     assert batch.tolist() == whole[:, tokens.shape[1] :].tolist()
+
+
+def test_whatever_the_schedule_greedy_tokens_are_those_of_transformers(pair):
+    """Requests of any length come while others run, in slots that are fewer than they are, in chunks of any size."""
+    hparams, found = pair.ours.hparams, {}
+
+    def alone(prompt, length):
+        if (prompt, length) not in found:
+            whole = greedy_tokens_of(pair.theirs, np.array([prompt]), max_length=len(prompt) + length)
+            found[prompt, length] = whole[0, len(prompt) :].tolist()
+        return found[prompt, length]
+
+    @settings(max_examples=40, derandomize=True, deadline=None)
+    @given(data=st.data(), slots=st.integers(1, 3), chunk=st.integers(1, hparams.n_ctx))
+    def run(data, slots, chunk):
+        engine, requests = Engine(pair.ours, slots, chunk, text=False), []
+        for _ in range(data.draw(st.integers(1, 5))):
+            size = data.draw(st.integers(1, max(1, hparams.n_ctx - 1)))
+            prompt = tuple(random_tokens(pair.ours, hparams.n_ctx)[:size].tolist())
+            requests.append(engine.submit(prompt, length=data.draw(st.integers(1, max(1, hparams.n_ctx - size)))))
+            for _ in range(data.draw(st.integers(0, 4))):
+                engine.step()
+        while engine.busy:
+            engine.step()
+        for request in requests:
+            assert request.tokens == alone(tuple(request.prompt), request.limits.length)
+
+    run()
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +410,7 @@ def test_probabilities_are_those_of_transformers_warpers(temperature, top_k, top
     # sum equals p but for rounding; with random logits, none comes near enough.
     for seed in range(5):
         logits = np.random.default_rng(seed).normal(0, 3, 500)
-        ours = probabilities(Sampler(temperature, top_k, top_p), logits)
+        ours = probabilities(Sampling(temperature, top_k, top_p), logits)
         theirs = warped(logits, temperature, top_k, top_p)
         np.testing.assert_array_equal(ours > 0, theirs > 0)
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
@@ -383,7 +421,7 @@ def test_tokens_as_likely_as_the_kth_are_kept_as_transformers_keeps_them(top_k):
     logits = np.random.default_rng(0).integers(0, 6, 50).astype(float)
     theirs = warped(logits, 0.8, top_k, 1.0)
     assert np.count_nonzero(theirs) >= top_k
-    np.testing.assert_allclose(probabilities(Sampler(0.8, top_k), logits), theirs, rtol=1e-12)
+    np.testing.assert_allclose(probabilities(Sampling(0.8, top_k), logits), theirs, rtol=1e-12)
 
 
 @pytest.mark.parametrize("top_p", [0.15, 0.4, 0.77, 0.95])
@@ -391,11 +429,11 @@ def test_tokens_as_likely_as_the_kth_are_kept_as_transformers_keeps_them(top_k):
 def test_the_nucleus_among_ties_has_as_many_tokens_as_that_of_transformers(top_k, top_p):
     # Of tokens that are equally likely, either may keep others; how many it keeps is settled.
     logits = np.random.default_rng(1).integers(0, 6, 50).astype(float)
-    ours, theirs = probabilities(Sampler(0.8, top_k, top_p), logits), warped(logits, 0.8, top_k, top_p)
+    ours, theirs = probabilities(Sampling(0.8, top_k, top_p), logits), warped(logits, 0.8, top_k, top_p)
     np.testing.assert_allclose(np.sort(ours), np.sort(theirs), rtol=1e-12)
 
 
 def test_logits_for_a_whole_vocabulary_are_sampled_as_in_transformers():
     logits = np.random.default_rng(2).normal(0, 3, 50257).astype(np.float32)
-    ours = probabilities(Sampler(0.9, 40, 0.9), logits)
+    ours = probabilities(Sampling(0.9, 40, 0.9), logits)
     np.testing.assert_allclose(ours, warped(logits.astype(float), 0.9, 40, 0.9), rtol=1e-12)

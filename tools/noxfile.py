@@ -11,12 +11,14 @@ from pathlib import Path
 
 import nox
 
+ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 # setup.cfg asks for 1.26, and a Python that is newer than that for the oldest that has a build for it.
 OLDEST_NUMPY = {"3.13": "2.1.0"}
 
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
+nox.options.envdir = str(ROOT / ".nox")
 
 # pyenv puts a command of every Python's name on PATH, which only runs where that version was selected.
 PYENV = Path(os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"))
@@ -37,6 +39,7 @@ OTHERS = [version for version in PYTHONS if version != RUNNING]
 
 @nox.session(python=OTHERS)
 def lint(session: nox.Session) -> None:
+    session.chdir(ROOT)
     session.install("--editable", ".[lint]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -46,6 +49,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=[version for version in PYTHONS if version in OTHERS or version == OLDEST])
 def tests(session: nox.Session) -> None:
+    session.chdir(ROOT)
     numpy = f"numpy=={OLDEST_NUMPY.get(OLDEST, '1.26.0')}" if session.python == OLDEST else "numpy"
     session.install("--editable", ".[test]", numpy)
     session.run("pytest", *session.posargs)

@@ -1,0 +1,146 @@
+"""What is asked of an engine, and what has come of it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from npgpt2.formulas import Array
+from npgpt2.sampling import Sampling, SamplingSettings, check_finite, check_whole, log_softmax
+
+FinishReason: TypeAlias = Literal["length", "stop", "end", "cancelled", "error"]
+
+
+class Settings(SamplingSettings, total=False):
+    """All keyword arguments of what generates text: the fields of `Sampling` and `Limits`."""
+
+    length: int
+    stop: str | Sequence[str]
+    ignore_eot: bool
+    guess: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a text ends, and what is kept of it.
+
+    length: how many tokens to generate at most · stop: strings before which the text ends · ignore_eot: go on past
+    `<|endoftext|>`, with which the model ends a text · guess: whether tokens may be guessed ahead where a text repeats
+    itself, which changes nothing but the time (see `guesses.py`) · logprobs: keep the log-probability of each token,
+    and of so many of the likeliest beside it; None keeps none · prompt_logprobs: the same for the prompt's tokens.
+    Values out of range raise ValueError.
+    """
+
+    length: int = 40
+    stop: str | Sequence[str] = ()
+    ignore_eot: bool = False
+    guess: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("length", self.length, 1)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (number := getattr(self, name)) is not None:
+                check_whole(name, number, 0, ", or None for none")
+        stops = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stops, Iterable):
+            raise TypeError(f"stop is {self.stop!r}, where a string or several are expected")
+        stops = tuple(stops)
+        if not all(isinstance(stop, str) for stop in stops):
+            raise TypeError(f"stop is {stops!r}, where a string or several are expected")
+        if "" in stops:
+            raise ValueError("a stop string is empty, which would end every text at once")
+        object.__setattr__(self, "stop", stops)
+
+
+def parse_settings(settings: Settings) -> tuple[Sampling, Limits]:
+    """The settings as checked objects; TypeError names what is none, ValueError what is out of range.
+
+    >>> parse_settings({"temperature": 0.5, "length": 3})[1].length
+    3
+    """
+    drawing = {name: value for name, value in settings.items() if name in Sampling.__dataclass_fields__}
+    others = {name: value for name, value in settings.items() if name not in drawing}
+    for name in others:
+        if name not in Limits.__dataclass_fields__:
+            raise TypeError(f"{name!r} is no setting; there are {', '.join(Settings.__annotations__)}")
+    return Sampling(**drawing), Limits(**others)  # type: ignore[arg-type]
+
+
+class LogProb(NamedTuple):
+    """How likely the model found a token, before temperature and filters.
+
+    token: its id · logprob: the natural logarithm of its probability; None for a prompt's first token, which nothing
+    came before · top: the likeliest tokens there with theirs, as many as were asked for, from the first on
+    """
+
+    token: int
+    logprob: float | None
+    top: list[tuple[int, float]]
+
+
+def log_probs(logits: Array, tokens: Sequence[int], most: int | None) -> list[LogProb]:
+    """How likely tokens are, and the likeliest beside each.
+
+    logits: (M, V), of which the first len(tokens) are used · most: how many of the likeliest. Logits that are not
+    finite raise ValueError.
+
+    >>> log_probs(np.float32([[0, 0, -1000]]), [1], most=1)[0].top[0][0]
+    0
+    """
+    check_finite(logits)
+    found = []
+    for row, token in zip(logits, tokens, strict=False):
+        scores = log_softmax(row)
+        top: list[tuple[int, float]] = []
+        if most := min(most or 0, scores.size):
+            likely = np.flatnonzero(scores >= np.partition(scores, -most)[-most])
+            likely = likely[np.argsort(-scores[likely], kind="stable")][:most]
+            top = list(zip(likely.tolist(), scores[likely].tolist(), strict=True))
+        found.append(LogProb(token, float(scores[token]), top))
+    return found
+
+
+@dataclass(eq=False)
+class Request:
+    """A text that an engine continues: what was asked for, and what has come of it so far.
+
+    prompt: the tokens that it begins with · sampling, limits: its settings · tokens: those that were generated, the end
+    token included · pieces, text: what they say, as far as it is certain, up to the end token or a stop string ·
+    finish_reason: why it ended: "length", "stop" (a stop string), "end" (`<|endoftext|>`), "cancelled" or "error";
+    None while it runs · error: what went wrong with this one · logprobs, prompt_logprobs: of each
+    token, where asked for
+    """
+
+    prompt: list[int]
+    sampling: Sampling
+    limits: Limits
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list, repr=False)
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    logprobs: list[LogProb] = field(default_factory=list)
+    prompt_logprobs: list[LogProb] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The pieces together."""
+        return "".join(self.pieces)
+
+
+class Event(NamedTuple):
+    """What a step brought for a request: a token, the text that it makes certain, and whether it was the last.
+
+    token: None where a request ended without one, cancelled or by an error
+    """
+
+    request: Request
+    token: int | None
+    text: str
+    finish_reason: FinishReason | None

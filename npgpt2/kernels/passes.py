@@ -1,0 +1,28 @@
+"""Who does the work of a forward pass: our threads, or BLAS's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from npgpt2.kernels.int8 import Matrices
+from npgpt2.kernels.threads import THREAD_WORTH, multiplies_small_matrices, sharing
+
+
+@contextmanager
+def sharing_work(weights: Matrices, rows: int, sequences: int = 1) -> Iterator[None]:
+    """Meanwhile, this thread's kernels work as is best for a pass of so many rows, of so many sequences.
+
+    In a pass that is worth it they divide their work among our threads; in others BLAS divides each product by itself.
+    Small products, and those of one row, are over before threads of Python's have met; in int8 they take longer. A few
+    rows of one sequence are mostly guesses, between single ones, after which BLAS's threads stay awake for a while. Two
+    rows of several are worth it only where small products make no copies. `python tools/tune.py passes` shows both.
+    """
+    largest = rows * 4 * weights.width**2  # multiplications, of the rows and a matrix (C, 4C)
+    worth = 2 if weights.in_int8 else 4 if sequences > 1 and multiplies_small_matrices() else 8
+    divided = largest >= worth * THREAD_WORTH and (weights.in_int8 or rows > 1)
+    # What overflows ends in logits that are not finite, which those who use them refuse with a message of their own.
+    with np.errstate(over="ignore", invalid="ignore"), sharing(weights.threads, divided):
+        yield
