@@ -1,11 +1,15 @@
 """Measure npgpt2 on a model of GPT-2 124M's shapes, beside other engines and what this machine could do at best.
 
-    python tools/benchmark.py [--folder DIR] [--text FILE] [--vocab DIR] [--rounds N] [--json FILE]
+    python tools/benchmark.py [--folder DIR] [--engines NAME,…] [--beside CHECKOUT] [--rounds N] [--json FILE] …
 
 Run it where npgpt2 is installed, on a machine with 6 GB of free memory, 4 GB of disk and nothing else to do. The
 weights are random and written by TensorFlow, which is needed the first time only; a checkpoint that is in the folder
 already, such as OpenAI's 124M, is used as it is. The other engines get the same weights, and have to generate the same
-tokens before anything is timed; those that aren't installed are left out. See `engines.py`.
+tokens before anything is timed; those that aren't installed are left out, and so are those that --engines doesn't name.
+See `engines.py`. What npgpt2 does alone is in `stages.py`.
+
+--beside takes a checkout of another version of npgpt2, which takes its turns like an engine, through its own
+`tools/engines.py`. Whether a change costs anything is said in minutes by `--engines npgpt2 --beside CHECKOUT`.
 
 Every engine runs in a process of its own, on as many threads as npgpt2 uses. For each figure they take turns; a
 round goes through all figures, and the next begins with new processes. Figures are medians, of the steps in a turn and
@@ -21,11 +25,8 @@ small, npgpt2 is. The limits, which take their turns like the engines:
 """
 
 import argparse
-import ctypes
 import json
 import os
-import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,23 +35,18 @@ from collections import defaultdict
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from itertools import islice, pairwise, product
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
-import numpy as np
 from engines import ENGINES, TOKENIZERS, missing_packages
+from machine import describe_machine, run, say, start_python
+from stages import READ_ONCE
 
-import npgpt2
-from npgpt2.engine.continuation import Continuation
-from npgpt2.engine.guesses import Lookup
-from npgpt2.kernels.threads import count_threads
-from npgpt2.model import HParams, variable_shapes
-from npgpt2.sampling import Sampler, random_generator
-from npgpt2.tokenizer import BYTE_CHARACTERS, END_OF_TEXT
+from npgpt2.kernels import count_threads
 
 THREADS = count_threads()
-ENGINES_PROGRAM = Path(__file__).with_name("engines.py")
+STAGES_PROGRAM = Path(__file__).with_name("stages.py")
 # Threads of some engines keep a core busy for 0.2 s after their work, in case there is more.
 PAUSE = 0.3
 
@@ -67,61 +63,64 @@ FIGURES = [
     ("batch of 4, context 64 to 84", 4, 64, 21, 1, False),
     ("batch of 8, context 64 to 84", 8, 64, 21, 1, True),
     ("batch of 16, context 64 to 84", 16, 64, 21, 1, False),
+    ("batch of 8, context 500 to 516", 8, 500, 17, 1, False),
 ]
-HPARAMS = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
-LARGEST = f"import numpy; numpy.ones({HPARAMS['n_vocab'] * HPARAMS['n_embd']}, 'f4')"
-# Programs that say how long each of their steps took.
-FIRST_TOKEN = """
-import sys, time; times = [time.perf_counter()]
-import npgpt2; times.append(time.perf_counter())
-model = npgpt2.load(sys.argv[1]); times.append(time.perf_counter())
-model.generate_tokens([464, 3290, 318], length=1); times.append(time.perf_counter())
-print([end - start for start, end in zip(times, times[1:])])
-"""
-READ_ONCE = """
-import mmap, sys, time
-import numpy as np
-start = time.perf_counter()
-with open(sys.argv[1], "rb") as file, np.errstate(all="ignore"):
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    np.dot(np.frombuffer(mapped, "<f4", len(mapped) // 1024 * 256).reshape(-1, 256), np.ones(256, "f4"))
-print([time.perf_counter() - start])
-"""
 
 
-# ---- The engines: dictionaries of what each of them, "limit" and npgpt2 too, took for a figure
+class Column(NamedTuple):
+    """Who has a column of the table: its title, the engine, and where another checkout of npgpt2 is meant, which."""
+
+    title: str
+    engine: str
+    checkout: Path | None = None
+
+    def start(self, *arguments, **pipes):
+        """Start `engines.py`."""
+        return start_python(self._program, *arguments, checkout=self.checkout, **pipes)
+
+    def run(self, *arguments):
+        return run(self._program, *arguments, checkout=self.checkout)
+
+    @property
+    def _program(self):
+        return (self.checkout or Path(__file__).parent.parent) / "tools" / "engines.py"
 
 
-def write_files(folder, engines):
+# ---- The engines: dictionaries of what each column, "limit" and npgpt2 too, took for a figure
+
+
+def write_files(folder, columns):
     """Each engine's files of the same weights, where they aren't there yet."""
     wanted = [("transformers", "float32", "transformers"), ("llama.cpp", "float32", "model.gguf")]
     wanted += [("CTranslate2", dtype, f"ctranslate2-{dtype}") for dtype in ("float32", "int8")]
+    engines = {column.engine: column for column in columns}
+    if "CTranslate2" in engines:  # which takes the packages of transformers too, and is converted from its files
+        engines.setdefault("transformers", Column("transformers", "transformers"))
     for engine, dtype, name in wanted:
-        # CTranslate2 takes the packages of transformers too, and is converted from its files.
         if engine in engines and not (folder / name).exists():
             say(f"write {name}")
-            run(ENGINES_PROGRAM, "write", engine, dtype, folder, THREADS)
+            engines[engine].run("write", engine, dtype, folder, THREADS)
     if not (folder / "model-int8.npz").exists():
         say("write model-int8.npz")
         run("-m", "npgpt2", "convert", folder, "-o", folder / "model-int8.npz", "--dtype", "int8")
 
 
-def ask_engines(folder, engines, rounds):
-    """For each figure and each (engine, dtype) the median of the rounds, in seconds."""
+def ask_engines(folder, columns, rounds):
+    """For each figure and each (title, dtype) the median of the rounds, in seconds."""
     seconds = {figure[0]: defaultdict(list) for figure in FIGURES}
-    pairs = [(engine, "float32") for engine in engines]
-    pairs += [(engine, "int8") for engine in engines if engine in ("limit", "npgpt2", "CTranslate2")]
+    pairs = [(column, "float32") for column in columns]
+    pairs += [(column, "int8") for column in columns if column.engine in ("limit", "npgpt2", "CTranslate2")]
     for number in range(1, rounds + 1):
         say(f"round {number} of {rounds}: start {len(pairs)} processes")
-        workers = {pair: start_worker(folder, *pair) for pair in pairs}
+        workers = {(column.title, dtype): start_worker(folder, column, dtype) for column, dtype in pairs}
         if number == 1:
-            check_agreement({engine: worker for (engine, dtype), worker in workers.items() if dtype == "float32"})
+            check_agreement({title: worker for (title, dtype), worker in workers.items() if dtype == "float32"})
         for figure, sequences, context, length, times, in_int8 in FIGURES:
             say(f"round {number} of {rounds}: {figure}")
-            for (engine, dtype), worker in workers.items():
+            for (title, dtype), worker in workers.items():
                 if dtype == "float32" or in_int8:
                     answer = ask(worker, sequences=sequences, context=context, length=length, times=times)
-                    seconds[figure][engine, dtype].append(median(answer["seconds"]))
+                    seconds[figure][title, dtype].append(median(answer["seconds"]))
                     time.sleep(PAUSE)
         for worker in workers.values():
             worker.stdin.close()
@@ -131,19 +130,18 @@ def ask_engines(folder, engines, rounds):
 
 def check_agreement(workers):
     say("do all engines generate the same tokens?")
-    tokens = {e: ask(w, sequences=2, context=32, length=16, times=1)["tokens"] for e, w in workers.items()}
-    for engine, found in tokens.items():
-        if engine != "limit" and found != tokens["npgpt2"]:
+    tokens = {name: ask(w, sequences=2, context=32, length=16, times=1)["tokens"] for name, w in workers.items()}
+    for name, found in tokens.items():
+        if name != "limit" and found != tokens["npgpt2"]:
             sys.exit(
-                f"benchmark: {engine} doesn't generate the tokens that npgpt2 does; if its files are of another model,"
+                f"benchmark: {name} doesn't generate the tokens that npgpt2 does; if its files are of another model,"
                 f" delete them: {found[:4]} …, {tokens['npgpt2'][:4]} …"
             )
 
 
-def start_worker(folder, engine, dtype):
-    command = [sys.executable, ENGINES_PROGRAM, "serve", engine, dtype, folder, THREADS]
-    worker = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    worker.engine = engine
+def start_worker(folder, column, dtype):
+    worker = column.start("serve", column.engine, dtype, folder, THREADS, stdin=subprocess.PIPE)
+    worker.title = column.title
     read_line(worker)  # it is ready
     return worker
 
@@ -156,7 +154,7 @@ def ask(worker, **question):
 
 def read_line(worker):
     line = worker.stdout.readline()
-    return line or sys.exit(f"benchmark: {worker.engine} failed, see above")
+    return line or sys.exit(f"benchmark: {worker.title} failed, see above")
 
 
 def engine_rows(measured):
@@ -166,44 +164,48 @@ def engine_rows(measured):
         unit = "ms/token" if figure.startswith("decode") else "tokens/s"
         tokens = context if length == 1 else sequences  # that were read in the time
         values = {pair: 1e3 * s if unit == "ms/token" else tokens / s for pair, s in measured[figure].items()}
-        float32.append((figure, unit, {engine: v for (engine, dtype), v in values.items() if dtype == "float32"}))
+        float32.append((figure, unit, {title: v for (title, dtype), v in values.items() if dtype == "float32"}))
         if ("npgpt2", "int8") in values:
-            row = {engine: v for (engine, dtype), v in values.items() if dtype == "int8"}
+            row = {title: v for (title, dtype), v in values.items() if dtype == "int8"}
             int8.append((figure, unit, row | {"npgpt2 float32": values["npgpt2", "float32"]}))
     return float32, int8
 
 
-def whole_processes(folder, engines, rounds):
+def whole_processes(folder, columns, rounds):
     """From nothing to the first token, and the memory that 64 tokens take."""
     rows = []
     for dtype, file in (("float32", "model.npz"), ("int8", "model-int8.npz")):
-        chosen = [e for e in engines if e != "limit" and (dtype == "float32" or e in ("npgpt2", "CTranslate2"))]
+        chosen = [column for column in columns if column.engine != "limit"]
+        if dtype == "int8":
+            chosen = [column for column in chosen if column.engine in ("npgpt2", "CTranslate2")]
         took, peaks = defaultdict(list), {}
         for _ in range(rounds):
             say(f"whole processes, {dtype}")
-            for engine in chosen:
-                took[engine].append(run(ENGINES_PROGRAM, "once", engine, dtype, folder, THREADS, 1)[0])
+            for column in chosen:
+                took[column.title].append(column.run("once", column.engine, dtype, folder, THREADS, 1)[0])
             took["limit"].append(run("-c", READ_ONCE, folder / file)[0])
-        rows.append((f"{dtype}, start to first token", "s", {e: median(times) for e, times in took.items()}))
-        for engine in chosen:
-            peaks[engine] = run(ENGINES_PROGRAM, "once", engine, dtype, folder, THREADS, 64)[1]
+        rows.append((f"{dtype}, start to first token", "s", {name: median(times) for name, times in took.items()}))
+        for column in chosen:
+            peaks[column.title] = column.run("once", column.engine, dtype, folder, THREADS, 64)[1]
         if peaks["npgpt2"]:
             peaks["limit"] = (folder / file).stat().st_size
-            rows.append((f"{dtype}, 64 tokens, peak memory", "MB", {e: peak / 1e6 for e, peak in peaks.items()}))
+            rows.append((f"{dtype}, 64 tokens, peak memory", "MB", {name: peak / 1e6 for name, peak in peaks.items()}))
     return rows
 
 
-def tokenizers(vocabulary, text, rounds):
+def tokenizers(columns, vocabulary, text, rounds):
     """Each encodes a text in a new process, where no cache is filled yet, and then once more."""
-    chosen = [name for name in TOKENIZERS if find_spec(name)]
+    chosen = [column for column in columns if column.engine == "npgpt2"]
+    if {column.engine for column in columns} > {"npgpt2"}:
+        chosen += [Column(name, name) for name in TOKENIZERS if name != "npgpt2" and find_spec(name)]
     size, first, again, results = text.stat().st_size / 1e6, defaultdict(list), defaultdict(list), {}
     for _ in range(rounds):
         say("tokenizers")
-        for name in chosen:
-            result = json.loads(run(ENGINES_PROGRAM, "tokenize", name, vocabulary, text)[2])
+        for column in chosen:
+            result = json.loads(column.run("tokenize", column.engine, vocabulary, text)[2])
             for rates, seconds in zip((first, again), result.pop("seconds"), strict=True):
-                rates[name].append(size / seconds)
-            results[name] = result
+                rates[column.title].append(size / seconds)
+            results[column.title] = result
     for name, result in results.items():
         if result != results["npgpt2"]:
             sys.exit(f"benchmark: {name} makes other tokens of {text} than npgpt2: {result}, {results['npgpt2']}")
@@ -211,168 +213,7 @@ def tokenizers(vocabulary, text, rounds):
     return [(figure, "MB/s", {name: median(values) for name, values in rates.items()}) for figure, rates in figures]
 
 
-# ---- The stages about npgpt2 alone: each yields rows, (figure, unit, values), in a fresh process
-
-
-def convert(folder, file):
-    data, copy = max(folder.glob("*.data-*"), key=lambda path: path.stat().st_size), file.with_suffix(".copy")
-    runs, copies = [], []
-    for _ in range(3):
-        runs.append(run("-m", "npgpt2", "convert", folder, "-o", file))
-        copies.append(seconds(copy_to_disk, data, copy))
-    copy.unlink()
-    yield "conversion", "s", {"npgpt2": median(run[0] for run in runs), "limit": median(copies)}
-    if runs[0][1]:
-        ours, largest = median(run[1] for run in runs), run("-c", LARGEST)[1]
-        yield "conversion, peak memory", "MB", {"npgpt2": ours / 1e6, "limit": largest / 1e6}
-
-
-def start(_, file):
-    command = ["-m", "npgpt2", "generate", "-m", file, "--length", "1", "--ignore-eot", "The dog is"]
-    steps, whole, limits, whole_limits = [], [], [], []
-    for _ in range(7):
-        steps.append(json.loads(run("-c", FIRST_TOKEN, file)[2]))
-        whole.append(run(*command)[0])
-        took, _, said = run("-c", READ_ONCE, file)
-        limits.append(json.loads(said)[0])
-        whole_limits.append(took)
-    imported, opened, first = (1e3 * median(times) for times in zip(*steps, strict=True))
-    yield "import npgpt2", "ms", {"npgpt2": imported}
-    yield "npgpt2.load", "ms", {"npgpt2": opened}
-    yield "first token after load", "ms", {"npgpt2": first, "limit": 1e3 * median(limits)}
-    whole, limit = 1e3 * median(whole), 1e3 * median(whole_limits)
-    yield "`npgpt2 generate --length 1`, whole process", "ms", {"npgpt2": whole, "limit": limit}
-
-
-def two_ways(_, file):
-    """What npgpt2 does in two ways, of which the second stands under "beside": with and without guesses, and so on."""
-    model, rng = npgpt2.load(file), np.random.default_rng(0)
-    prompt = rng.integers(0, model.hparams.n_vocab, 32).tolist()
-
-    def greedy():
-        return median(step_seconds(model, prompt, 65, Sampler())[1:])
-
-    def as_text():
-        """Top-k, and turning tokens into text."""
-        text, clock = model.tokenizer.decode(prompt), []
-        settings = {"temperature": 1, "top_k": 40, "seed": 0, "ignore_eot": True}
-        list(model.samples(text, length=65, progress=lambda _: clock.append(time.perf_counter()), **settings))
-        return median(end - start for start, end in pairwise(clock))
-
-    def drawn():
-        """Tokens drawn from all, which hardly ever repeat any."""
-        return sum(step_seconds(model, prompt, 65, Sampler(temperature=1))[1:]) / 64
-
-    def repeated():
-        return sum(step_seconds(model, prompt, 129, Sampler())[1:]) / 128
-
-    yield beside("draw with top-k 40 as text, beside greedy tokens", no_guesses(as_text), no_guesses(greedy))
-    yield beside("no repetition, beside no guesses", drawn, no_guesses(drawn))
-    # Random weights that don't know a token's position repeat themselves soon, as small models do.
-    model.matrices = {**model.matrices, "wpe": np.zeros_like(model.matrices["wpe"])}
-    yield beside("repetition, beside no guesses", repeated, no_guesses(repeated))
-
-
-def beside(figure, one, other, times=5):
-    """A row about two ways, which take turns after a first time that doesn't count."""
-    one(), other()
-    both = [(one(), other()) for _ in range(times)]
-    ours, theirs = (1e3 * median(values) for values in zip(*both, strict=True))
-    return figure, "ms/token", {"npgpt2": ours, "beside": theirs}
-
-
-def no_guesses(action):
-    def without():
-        guess, Lookup.guess = Lookup.guess, lambda self: []
-        try:
-            return action()
-        finally:
-            Lookup.guess = guess
-
-    return without
-
-
-def step_seconds(model, prompt, length, sampler):
-    sequence = Continuation(model.hparams, prompt, random_generator(0, 0))
-    return [seconds(model._advance, [sequence], sampler) for _ in range(length)]
-
-
-def growth(_, file):
-    """How much memory 1,000 tokens take beyond the cache."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    model, used = npgpt2.load(file), []
-    sequence = Continuation(model.hparams, [464, 3290, 318], random_generator(0, 0))
-    for step in range(1000):
-        model._advance([sequence], Sampler())
-        if step in (20, 999):
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-            cache = sequence.cache
-            used.append(peak - (cache.k.nbytes + cache.v.nbytes) * cache.length // model.hparams.n_ctx)
-    yield "growth of peak memory, beyond the cache's", "MB", {"npgpt2": (used[1] - used[0]) / 1e6}
-
-
-STAGES = {stage.__name__: stage for stage in (convert, start, two_ways, growth)}
-
-
-# ---- How things are measured
-
-
-def say(what):
-    print(f"benchmark: {what} …", file=sys.stderr, flush=True)
-
-
-def seconds(action, *arguments):
-    start = time.perf_counter()
-    action(*arguments)
-    return time.perf_counter() - start
-
-
-def run(*arguments):
-    """Run Python: how many seconds it took, its peak resident memory in bytes (None on Windows), what it printed."""
-    start, peak = time.perf_counter(), None
-    with subprocess.Popen([sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, text=True) as process:
-        said = process.stdout.read()
-        if hasattr(os, "wait4"):
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if process.returncode:
-        sys.exit(f"benchmark: python {' '.join(map(str, arguments[:3]))} failed, see above")
-    return time.perf_counter() - start, peak, said
-
-
-def copy_to_disk(source, target):
-    with open(source, "rb") as read, open(target, "wb") as written:
-        shutil.copyfileobj(read, written, 2**20)
-        written.flush()
-        os.fsync(written.fileno())
-
-
-# ---- The model, a text, and the machine
-
-
-def make_checkpoint(folder):
-    """The files of OpenAI's 124M, with random weights, and a vocabulary of bytes and pairs of bytes."""
-    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": ""}
-    import tensorflow as tf
-
-    merges = list(islice(product(BYTE_CHARACTERS, repeat=2), HPARAMS["n_vocab"] - 257))
-    entries = [*BYTE_CHARACTERS, *map("".join, merges), END_OF_TEXT]
-    (folder / "hparams.json").write_text(json.dumps(HPARAMS))
-    (folder / "encoder.json").write_text(json.dumps({entry: number for number, entry in enumerate(entries)}))
-    (folder / "vocab.bpe").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]), encoding="utf-8")
-    tf1 = tf.compat.v1
-    with tf.Graph().as_default(), tf1.Session() as session:
-        tf1.set_random_seed(0)
-        for name, shape in variable_shapes(HParams(**HPARAMS)).items():
-            initializer = tf1.ones_initializer() if name.endswith("/g") else tf1.random_normal_initializer(stddev=0.02)
-            tf1.get_variable(f"model/{name}", [1, *shape] if name.endswith("/w") else shape, initializer=initializer)
-        session.run(tf1.global_variables_initializer())
-        saver = tf1.train.Saver(write_version=tf1.train.SaverDef.V2, save_relative_paths=True)
-        saver.save(session, str(folder / "model.ckpt"), write_meta_graph=False)
+# ---- A text, and the machine
 
 
 def some_english(folder):
@@ -384,26 +225,10 @@ def some_english(folder):
     return path
 
 
-def processor():
-    if sys.platform == "darwin":
-        return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
-    names = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    return next((line.split(": ")[1] for line in names if line.startswith("model name")), platform.processor())
-
-
-def describe_machine():
-    """What the figures depend on, by name."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    about = f"{blas['name']} {blas['version']}"
-    try:  # OpenBLAS, which comes with most of NumPy's wheels, says more of itself
-        library = ctypes.CDLL(np.linalg._umath_linalg.__file__)
-        library.scipy_openblas_get_corename64_.restype = ctypes.c_char_p
-        about += f", {library.scipy_openblas_get_corename64_().decode()} kernels"
-    except (OSError, AttributeError):
-        pass
-    machine = {"processor": f"{processor()}, {os.cpu_count()} cores", "system": f"{sys.platform} {platform.machine()}"}
-    machine |= {"threads": f"{THREADS} in each engine", "Python": platform.python_version(), "BLAS": about}
-    for package in ("numpy", "torch", "transformers", "ctranslate2", "llama-cpp-python", "tiktoken", "tokenizers"):
+def describe_versions():
+    """The machine, and the packages that take part or are missing."""
+    machine = describe_machine() | {"threads": f"{THREADS} in each engine"}
+    for package in ("torch", "transformers", "ctranslate2", "llama-cpp-python", "tiktoken", "tokenizers"):
         with suppress(PackageNotFoundError):
             machine[package] = version(package)
     missing = {engine: missing_packages(engine) for engine in ENGINES}
@@ -434,30 +259,51 @@ def print_section(title, rows):
         print((line + " ".join(f"{cell:>17}" for cell in cells)).rstrip())
 
 
-def main():
+def parse_arguments():
     parser = argparse.ArgumentParser(description="Measure npgpt2 on a model of GPT-2 124M's shapes, and other engines.")
     folder = Path(tempfile.gettempdir()) / "npgpt2-benchmark"
     parser.add_argument("--folder", type=Path, default=folder, help="where the models are kept (default: %(default)s)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="for the tokenizers (default: Python's reference)")
     parser.add_argument("--vocab", type=Path, metavar="DIR", help="likewise (default: the model's vocabulary)")
+    names = f"which to measure, of {', '.join(ENGINES)} (default: all that are installed; npgpt2 always)"
+    parser.add_argument("--engines", type=lambda names: names.split(","), metavar="NAME,…", help=names)
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another version of npgpt2 to measure as well")
     parser.add_argument("--rounds", type=int, default=5, help="how often all is measured (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
-    parser.add_argument("--stage", choices=["checkpoint", *STAGES], help="run a stage in this process")
     args = parser.parse_args()
-    folder = args.folder
-    for path in (args.text, args.vocab):
+    for path in (args.text, args.vocab, args.beside and args.beside / "tools" / "engines.py"):
         if path and not path.exists():
             parser.error(f"{path}: no such file or folder")
+    for engine in args.engines or []:
+        if engine not in ENGINES:
+            parser.error(f"there is no engine {engine!r}, but {', '.join(ENGINES)}")
+        if missing := missing_packages(engine):
+            parser.error(f"{engine} needs {', '.join(missing)}, which are not installed")
     if args.rounds < 1:
         parser.error(f"--rounds is {args.rounds}, where at least 1 is expected")
-    if args.stage == "checkpoint":
-        return make_checkpoint(folder)
-    if args.stage:
-        return print(json.dumps(list(STAGES[args.stage](folder, folder / "model.npz"))))
+    return args
 
-    def in_fresh_process(stage):
-        say(stage)
-        return run(__file__, "--stage", stage, "--folder", folder)[2]
+
+def choose_columns(engines, checkout):
+    """Who takes part, ourselves among them."""
+    engines = engines or [engine for engine in ENGINES if not missing_packages(engine)]
+    columns = [Column(engine, engine) for engine in ENGINES if engine in {*engines, "npgpt2"}]
+    if checkout:
+        checkout = checkout.resolve()  # it is where its processes run
+        title = "other" if checkout.name in ENGINES else checkout.name
+        columns.insert(1 + columns.index(Column("npgpt2", "npgpt2")), Column(title, "npgpt2", checkout))
+    return columns
+
+
+def main():
+    args = parse_arguments()
+    folder = args.folder.resolve()
+    columns = choose_columns(args.engines, args.beside)
+    others = [part for column in columns if column.checkout for part in (column.title, column.checkout)]
+
+    def stage(name):
+        say(name)
+        return json.loads(run(STAGES_PROGRAM, name, folder, *others)[2])
 
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(THREADS)
@@ -465,29 +311,28 @@ def main():
     if not any(folder.glob("*.index")):
         if find_spec("tensorflow") is None:
             sys.exit(f"benchmark: {folder} holds no checkpoint; to make one, pip install tensorflow-cpu")
-        in_fresh_process("checkpoint")
-    engines = [engine for engine in ENGINES if not missing_packages(engine)]
-    conversion = json.loads(in_fresh_process("convert"))
-    write_files(folder, engines)
-    measured = ask_engines(folder, engines, args.rounds)
-    float32, int8 = engine_rows(measured)
+        stage("checkpoint")
+    conversion = stage("convert")
+    write_files(folder, columns)
+    float32, int8 = engine_rows(ask_engines(folder, columns, args.rounds))
     values = {figure: row["npgpt2"] for figure, _, row in float32}
-    vocabulary, text = args.vocab or folder, args.text or some_english(folder)
+    vocabulary, text = (args.vocab or folder).resolve(), (args.text or some_english(folder)).resolve()
     near, far = values["decode, context 32 to 96"], values["decode, context 1000 to 1020"]
     sections = {
         "all in float32": float32,
         "weights in int8": int8,
-        "whole processes": whole_processes(folder, engines, args.rounds),
-        "npgpt2, step by step": conversion + json.loads(in_fresh_process("start")),
+        "many callers": stage("many_callers"),
+        "whole processes": whole_processes(folder, columns, args.rounds),
+        "npgpt2, step by step": conversion + stage("start"),
         "npgpt2, in two ways": [
             ("decode, context 1000, beside context 32", "ms/token", {"npgpt2": far, "beside": near}),
-            *json.loads(in_fresh_process("two_ways")),
-            *json.loads(in_fresh_process("growth")),
+            *stage("two_ways"),
+            *stage("growth"),
         ],
-        f"tokenizers, vocabulary of {vocabulary.name}": tokenizers(vocabulary, text, args.rounds),
+        f"tokenizers, vocabulary of {vocabulary.name}": tokenizers(columns, vocabulary, text, args.rounds),
     }
     sections = {title: list(with_ratios(rows)) for title, rows in sections.items()}
-    machine = describe_machine()
+    machine = describe_versions()
 
     print("\n".join(f"{name:<16}  {value}" for name, value in machine.items()))
     print("\nIn brackets: how many times as fast, or as small, npgpt2 is.")

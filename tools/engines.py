@@ -34,17 +34,24 @@ PROMPT = [464, 3290, 318]  # "The dog is" in GPT-2's vocabulary
 
 
 def open_npgpt2(folder, dtype, threads):
-    from npgpt2 import load
-    from npgpt2.engine.continuation import Continuation
-    from npgpt2.sampling import Sampler, random_generator
+    from npgpt2 import Engine, load
 
-    model, sampler = load(folder / ("model-int8.npz" if dtype == "int8" else "model.npz")), Sampler()
+    model = load(folder / ("model-int8.npz" if dtype == "int8" else "model.npz"))
 
     def generate(prompts, length, step):
-        # What `generate_tokens` does, which doesn't tell about its steps.
-        sequences = [Continuation(model.hparams, prompt, random_generator(0, 0)) for prompt in prompts]
-        for _ in range(length):
-            step(model._advance(sequences, sampler))
+        # What `generate_tokens` does, which doesn't tell about its steps. An engine begins with prompts in more than
+        # one step if they are many, and some write meanwhile: all prompts that are left are read in the next one, so
+        # that those are hardly ahead. Guesses would make it faster by what its own text repeats, which is measured by
+        # itself.
+        engine = Engine(model, slots=len(prompts), chunk=sum(map(len, prompts)), text=False)
+        settings = {"length": length + len(prompts), "guess": False}  # so that those ahead don't end before the others
+        requests = [engine.submit(prompt, **settings) for prompt in prompts]
+        while not all(request.tokens for request in requests):
+            engine.step()
+        for number in range(length):
+            if number:
+                engine.step()
+            step([request.tokens[number] for request in requests])
 
     return generate
 
@@ -354,10 +361,6 @@ def main(action, engine, dtype, folder, threads, length=1):
     generate = opens(folder, dtype, threads)
     if action == "once":
         return generate([PROMPT], int(length), lambda tokens: None)
-    # Guesses would make ours faster by what its own text repeats, which is measured by itself.
-    from npgpt2.engine.guesses import Lookup
-
-    Lookup.guess = lambda self: []
     n_vocab = json.loads((folder / "hparams.json").read_text())["n_vocab"]
     print("ready", flush=True)
     for line in sys.stdin:

@@ -1,0 +1,371 @@
+"""Measure again, on this machine, the numbers in npgpt2's kernels and engine that came from a measurement.
+
+    python tools/tune.py [NAME…]
+
+NAME is a module: matmul, threads, rows, attention, int8, passes, cache; by default all, which takes some minutes. For
+each there is a table: what there is to choose from, times in microseconds with the least marked by *, and what the code
+has now. Shapes are those of GPT-2 124M, and matrices come from memory, as they do while a model runs, not from the
+cache.
+
+The ways take turns, and of each the least time counts, since other programs only ever add some. Where threads wait for
+each other, time is the clock's; elsewhere it is the processor's, divided by the number of threads, which other programs
+disturb less.
+"""
+
+import os
+import sys
+import time
+from contextlib import nullcontext
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import numpy as np
+from machine import describe_machine
+
+import npgpt2
+from npgpt2 import kernels, model
+from npgpt2.engine import Reading, Slots, Span, cache
+from npgpt2.kernels import attention, count_threads, int8, matmul, rows
+from npgpt2.kernels.threads import THREAD_WORTH, multiplies_small_matrices, share, sharing
+from npgpt2.model import HParams, variable_shapes
+from npgpt2.weights.writer import write
+
+HPARAMS = HParams(n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12)
+C, H, D = HPARAMS.n_embd, HPARAMS.n_head, HPARAMS.n_embd // HPARAMS.n_head
+THREADS = count_threads()
+# More than any cache holds.
+MEMORY = 128 * 2**20
+
+rng = np.random.default_rng(0)
+
+
+def processor_time():
+    # Windows counts it in steps of 16 ms.
+    return time.process_time() if os.name == "posix" else time.perf_counter()
+
+
+def least(ways, repeats, clock=processor_time):
+    """The least that each of some functions by name took, which take turns, in seconds."""
+    took = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = clock()
+            way()
+            took[name].append(clock() - start)
+    return {name: min(times) for name, times in took.items()}
+
+
+def print_table(title, lines, threads=1):
+    """lines: (what is measured, seconds by choice)"""
+    print(f"\n{title}")
+    choices = list(lines[0][1])
+    print(f"{'':<26} " + " ".join(f"{choice:>12}" for choice in choices))
+    for name, took in lines:
+        best = min(took.values())
+        cells = [f"{1e6 * took[choice] / threads:.0f}{'*' if took[choice] == best else ' '}" for choice in choices]
+        print(f"{name:<26} " + " ".join(f"{cell:>12}" for cell in cells), flush=True)
+
+
+def choices(now, *factors):
+    """Choices by name: a number, "now", and some of its multiples."""
+    return {f"{now * factor:,.0f}{' now' if factor == 1 else ''}": int(now * factor) for factor in factors}
+
+
+def random(*shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+def matrices(n_in, n_out):
+    """Copies without end of a matrix that lies in memory by columns, as those of a model do."""
+    return cycle([random(n_out, n_in).T for _ in range(max(2, MEMORY // (4 * n_in * n_out)))])
+
+
+# ---- matmul.py: how few rows are multiplied
+
+
+def whole(x, w, y):
+    np.matmul(x, w, out=y)
+
+
+def row_by_row(tile_bytes):
+    """Tiles of so many bytes, each multiplied by one row after the other."""
+
+    def way(x, w, y):
+        tile = tile_bytes // (4 * len(w))
+        for start in range(0, w.shape[1], tile):
+            part = slice(start, start + tile)
+            y[:, part] = np.matmul(w[:, part].T, x[:, :, None])[:, :, 0]
+
+    return way
+
+
+def stacked(tile):
+    """Tiles of so many columns, each multiplied by all rows; one call of NumPy's."""
+
+    def way(x, w, y):
+        done = w.shape[1] // tile * tile
+        if done:
+            tiles = w.T[:done].reshape(-1, tile, len(w))
+            y[:, :done] = (tiles @ np.ascontiguousarray(x.T)).reshape(done, len(x)).T
+        if done < w.shape[1]:
+            np.matmul(x, w[:, done:], out=y[:, done:])
+
+    return way
+
+
+def tune_matmul():
+    """FEW_ROWS, TILE_BYTES, SOME_ROWS, TILE, SMALL_PRODUCT, TILES: what `matmul` does, and each way there is."""
+    ways = {"matmul now": matmul.matmul, "whole": whole}
+    ways |= {f"rows {size:g} MB": row_by_row(int(size * 2**20)) for size in (0.25, 0.5, 1, 2)}
+    ways |= {f"tiles of {tile}": stacked(tile) for tile in (16, 32, 64, 256)}
+    small = "" if multiplies_small_matrices() else "not "
+    print(f"\nmatmul.py. This BLAS does {small}multiply small matrices where they lie. Now:")
+    names = ("FEW_ROWS", "TILE_BYTES", "SOME_ROWS", "TILE", "SMALL_PRODUCT", "TILES", "UNLOCKED")
+    print(", ".join(f"{name} {getattr(matmul, name)}" for name in names))
+    for threads in sorted({1, THREADS}):
+        for n_in, n_out in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C), (C, HPARAMS.n_vocab // 4)):
+            next_matrix = matrices(n_in, n_out)
+            lines = []
+            for N in (2, 3, 4, 6, 8, 10, 12, 16, 24, 32):
+                x, y = random(N, n_in), np.empty((N, n_out), np.float32)
+                with sharing(threads):
+                    turns = {name: product_on(way, x, next_matrix, y) for name, way in ways.items()}
+                    lines.append((f"{N} rows", least(turns, 8)))
+            print_table(f"{n_in} x {n_out}, threads: {threads}, microseconds", lines, threads)
+
+
+def product_on(way, x, next_matrix, y):
+    """A function that multiplies by the next matrix, its columns divided among the threads."""
+
+    def product():
+        w = next(next_matrix)
+        share(w.shape[1], lambda start, stop: way(x, w[:, start:stop], y[:, start:stop]), 1, 64)
+
+    return product
+
+
+# ---- threads.py: what is worth a thread
+
+
+def tune_threads():
+    """THREAD_WORTH: products of more and more multiplications, on one thread and divided."""
+    lines, N = [], 8
+    for exponent in range(17, 25):
+        n_out = 2**exponent // (N * C)
+        x, y, w = random(N, C), np.empty((N, n_out), np.float32), random(n_out, C).T
+
+        def work(start, stop, x=x, w=w, y=y):
+            matmul.matmul(x, w[:, start:stop], y[:, start:stop])
+
+        ways = {
+            "one thread": lambda work=work, n=n_out: work(0, n),
+            "divided": lambda work=work, n=n_out: share(n, work),
+        }
+        with sharing():
+            lines.append((f"{2**exponent:,}", least(ways, 200, time.perf_counter)))
+    print_table(f"threads.py: a product of so many multiplications. Now divided from {2 * THREAD_WORTH:,}", lines)
+
+
+# ---- rows.py
+
+
+def tune_rows():
+    """ROWS: how many GELU takes at once, and from how many on rows are divided."""
+    x = random(512, 4 * C)
+    ways = {}
+    for name, number in choices(rows.ROWS, 1 / 4, 1 / 2, 1, 2, 4).items():
+        ways[name] = patched(rows, "ROWS", number, lambda: rows.gelu(x.copy()))
+    with sharing(1):
+        print_table("rows.py: rows that GELU takes at once, of 512", [("gelu", least(ways, 10))])
+    lines, gain = [], np.ones(C, np.float32)
+    for name, width, kernel, each in (
+        ("layer norm", C, lambda x: rows.layer_norm(x, gain, gain), rows.ROWS),
+        ("gelu", 4 * C, rows.gelu, rows.ROWS // 4),
+    ):
+        for number in (each // 2, each, 2 * each, 4 * each, 8 * each):
+            x = random(number, width)
+            # With ROWS as low as this, all of them are divided if there is more than one thread.
+            ways = {}
+            for way, threads in (("one thread", 1), ("divided", THREADS)):
+                ways[way] = shared_by(threads, patched(rows, "ROWS", 8, lambda kernel=kernel, x=x: kernel(x)))
+            lines.append((f"{name}, {number} rows", least(ways, 100, time.perf_counter)))
+    print_table(f"rows.py: from where on to divide. Now from {2 * rows.ROWS} and {2 * (rows.ROWS // 4)}", lines)
+
+
+def patched(module, name, number, action):
+    """A function that acts while a module has another number."""
+
+    def act():
+        with patch.object(module, name, number):
+            return action()
+
+    return act
+
+
+def shared_by(threads, action):
+    def act():
+        with sharing(threads):
+            return action()
+
+    return act
+
+
+# ---- attention.py
+
+
+def tune_attention():
+    """QUERY_BLOCK: the queries of a prompt that are taken at once."""
+    lines = []
+    for T in (128, 512, 1000):
+        q, k, v = random(3, H, T, D)
+        ways = {}
+        for name, number in choices(attention.QUERY_BLOCK, 1 / 4, 1 / 2, 1, 2, 4).items():
+            ways[name] = patched(
+                attention, "QUERY_BLOCK", number, lambda q=q, k=k, v=v: attention.causal_attention(q, k, v)
+            )
+        with sharing(1):
+            lines.append((f"prompt of {T}", least(ways, 8)))
+    print_table("attention.py: QUERY_BLOCK", lines)
+
+
+# ---- int8.py
+
+
+def tune_int8():
+    """TILE_BYTES: what is widened at once, for all the matrices of 12 layers."""
+    shapes = ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C))
+    layers = []
+    for _ in range(HPARAMS.n_layer):
+        for n_in, n_out in shapes:
+            values = rng.integers(-127, 128, (n_out, n_in), np.int8)
+            layers.append(int8.Quantized(values, np.ones(n_out, np.float32)))
+    lines = []
+    for N in (1, 8):
+        x = {n_in: random(N, n_in) for n_in in (C, 4 * C)}
+
+        def read(x=x):
+            for layer in layers:
+                kernels.linear(x[layer.shape[0]], layer)
+
+        # The first time with a buffer of another size doesn't count.
+        took = {}
+        for _ in range(8):
+            for name, number in choices(int8.TILE_BYTES, 1 / 4, 1 / 2, 1, 2, 4).items():
+                with patch.object(int8, "TILE_BYTES", number), sharing():
+                    kernels.linear(x[C], layers[0])
+                    found = least({name: read}, 1, time.perf_counter)[name]
+                took[name] = min(found, took.get(name, found))
+        lines.append((f"{N} rows, 12 layers", took))
+    print_table(f"int8.py: TILE_BYTES, threads: {THREADS}", lines)
+
+
+# ---- passes.py
+
+
+def tune_passes():
+    """`worth`: passes of a few rows, divided among our threads or left to BLAS's; of 4 layers, with a small vocabulary.
+
+    Rows of one sequence are guesses, which come between single rows; those are read before each, and not counted.
+    """
+    hparams = HPARAMS._replace(n_vocab=1024, n_layer=4)
+    arrays = ((name, random(*shape) * np.float32(0.02)) for name, shape in variable_shapes(hparams).items())
+    lines = []
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.npz"
+        write(path, hparams, arrays, None)
+        for dtype in (None, "int8"):
+            opened = npgpt2.load(path, dtype=dtype)
+            for alone in (False, True):
+                for N in (1, 2, 3, 4, 6, 8):
+                    if N > 1 or (dtype and alone):
+                        kind = f"{dtype or 'float32'}, {N} rows{', guesses' if alone else ''}"
+                        lines.append((kind, time_passes(opened, N, alone)))
+            del opened  # so that the folder can go, also on Windows
+    print_table("passes.py: who does a pass. As now: what `kernels.sharing_work` chooses", lines)
+
+
+def time_passes(opened, N, alone):
+    """The least seconds of a pass of N rows, of one sequence or of N, in each way."""
+    spans = [Span(0, 64, 64 + N)] if alone else [Span(i, 64, 65) for i in range(N)]
+    slots = Slots(opened.hparams, N)
+    wanted = np.arange(N)
+
+    def read(spans):
+        memory = Reading(slots, spans)
+        tokens = np.zeros(len(memory.positions), np.int64)
+        model.forward(opened.matrices, opened.hparams, tokens, memory.positions, memory, wanted[: len(tokens)], kernels)
+
+    def single():
+        with kernels.sharing_work(opened.matrices, 1):
+            read([Span(0, 63, 64)])
+
+    ways = {
+        "as now": lambda: kernels.sharing_work(opened.matrices, N, len(spans)),
+        "BLAS": nullcontext,
+        "divided": sharing,
+    }
+    took = {}
+    for _ in range(12):
+        for name, way in ways.items():
+            if alone:
+                single()
+            else:
+                with way():
+                    read(spans)
+            start = time.perf_counter()
+            with way():
+                read(spans)
+            found = time.perf_counter() - start
+            took[name] = min(found, took.get(name, found))
+    return took
+
+
+# ---- cache.py
+
+
+def tune_cache():
+    """CALL_WORTH: sequences of various lengths, whose attention is one call or several."""
+    slots = Slots(HPARAMS._replace(n_layer=2), 16)
+    slots.k[:], slots.v[:] = 0, 0
+    cases = {
+        "8 of 64": [64] * 8,
+        "8 of 60 to 95": [*range(60, 100, 5)],
+        "16 of 20 to 170": [*range(20, 180, 10)],
+        "8 of 10 to 900": [10, 900, 30, 700, 20, 800, 50, 600],
+        "16 of 500 to 650": [*range(500, 660, 10)],
+    }
+    lines = []
+    for case, lengths in cases.items():
+        q, k, v = random(3, H, len(lengths), D)
+        spans = [Span(slot, length, length + 1) for slot, length in enumerate(lengths)]
+
+        def read(spans=spans, q=q, k=k, v=v):
+            memory = Reading(slots, spans)
+            for number in range(HPARAMS.n_layer):
+                memory.attend(number % 2, q, k, v)
+
+        ways = {"none together": patched(cache, "CALL_WORTH", 0, read)}
+        for name, number in choices(cache.CALL_WORTH, 1 / 4, 1 / 2, 1, 2, 4).items():
+            ways[name] = patched(cache, "CALL_WORTH", number, read)
+        ways["all together"] = patched(cache, "CALL_WORTH", 2**40, read)
+        with sharing(1):
+            lines.append((case, least(ways, 12)))
+    print_table("cache.py: CALL_WORTH, for 12 layers", lines)
+
+
+TABLES = {name.removeprefix("tune_"): table for name, table in list(globals().items()) if name.startswith("tune_")}
+
+
+def main(names):
+    if unknown := set(names) - set(TABLES):
+        sys.exit(f"tune: there is no {', '.join(sorted(unknown))}, but {', '.join(TABLES)}")
+    print("\n".join(f"{name:<10} {value}" for name, value in describe_machine().items()))
+    print(f"{'threads':<10} {THREADS}")
+    for name in names or TABLES:
+        TABLES[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
