@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EFBIG, ENOSPC
@@ -42,7 +41,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise FileExistsError(f"{path}: is a device or a pipe, which can't be replaced by a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder, to write {path.name} in")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file

@@ -20,12 +20,13 @@ from npgpt2.kernels import Tokenizer
 from npgpt2.model import HParams
 from npgpt2.models import BUNDLED, find_model
 from npgpt2.sampling import Ids, check_whole
-from npgpt2.study.score import Score, surprises
-from npgpt2.study.trace import Trace, trace
 from npgpt2.weights import Weights
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs, Unpack
+
+    from npgpt2.study.score import Score
+    from npgpt2.study.trace import Trace
 
 
 # Sequences that are continued at once where many were given; the others wait, since each takes memory.
@@ -170,6 +171,8 @@ class GPT2:
         >>> model.score("A language model plays one small game").perplexity_per_token < 1.1
         True
         """
+        from npgpt2.study.score import Score, surprises  # what generates needs neither this nor `trace`
+
         score = Score()
 
         def tokens() -> Iterator[int]:
@@ -248,6 +251,8 @@ class GPT2:
         ids = self._check(tokens, self.hparams.n_ctx)
         if ids.ndim != 1:
             raise ValueError(f"tokens have shape {ids.shape}, where (T,), a single sequence, is expected")
+        from npgpt2.study.trace import trace
+
         return trace(self.matrices, self.hparams, ids, attention, residual)
 
     def prompt_tokens(self, prompt: Prompt) -> list[int]:

@@ -7,7 +7,6 @@ with which p is reached.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple, TypedDict
@@ -124,8 +123,8 @@ class Sampling:
         >>> first == again != other
         True
         """
-        seed = secrets.randbits(64) if self.seed is None else self.seed
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(self.sample,))))
+        # Of no seed, NumPy makes one that the system draws.
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(self.sample,))))
 
 
 class Candidates(NamedTuple):

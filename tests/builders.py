@@ -4,7 +4,7 @@ import numpy as np
 
 import npgpt2
 from npgpt2.model import HParams, variable_shapes
-from npgpt2.weights import write
+from npgpt2.weights.writer import write
 
 SMALL = HParams(n_vocab=11, n_ctx=5, n_embd=8, n_head=2, n_layer=2)
 # The two files as a model file keeps them, which isn't a vocabulary for SMALL, nor for any other model.

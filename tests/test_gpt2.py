@@ -6,7 +6,7 @@ from builders import random_model
 
 import npgpt2
 from npgpt2.model import variable_shapes
-from npgpt2.weights import write
+from npgpt2.weights.writer import write
 
 
 @pytest.fixture(scope="module")

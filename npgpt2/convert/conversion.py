@@ -14,7 +14,8 @@ from tqdm import tqdm
 from npgpt2.convert.sources import Bytes, Source, find_hparams, find_vocabulary, open_source
 from npgpt2.formulas import Array
 from npgpt2.model import HParams, variable_shapes
-from npgpt2.weights import reader, write
+from npgpt2.weights import reader
+from npgpt2.weights.writer import write
 
 
 def widen(data: Bytes, dtype: str) -> Array:

@@ -50,10 +50,9 @@ class Engine:
     """Continues texts, many at a time, each with settings of its own.
 
     model: a `GPT2` · slots: how many sequences are read and continued at once; others wait · chunk: how many tokens of
-    prompts a step reads at most while others write; with 48, a step of eight that write takes two to three times as
-    long · text: whether tokens are turned into text, for which the model needs a vocabulary. A slot takes a
-    position's memory, 74 kB in 124M, once there is one, and up to n_ctx of them; that memory is kept for as long as the
-    engine.
+    prompts a step reads at most while others write; with 32, a step of eight that write takes about twice as long ·
+    text: whether tokens are turned into text, for which the model needs a vocabulary. A slot takes a position's memory,
+    74 kB in 124M, once there is one, and up to n_ctx of them; that memory is kept for as long as the engine.
 
     One thread calls `step`; others may call `submit` and `cancel` meanwhile. A request that begins as one did that a
     slot still remembers goes on from there.
@@ -67,7 +66,7 @@ class Engine:
     [(' plays one', 'length'), (' plays one small game', 'length')]
     """
 
-    def __init__(self, model: Model, slots: int = 16, chunk: int = 48, text: bool = True) -> None:
+    def __init__(self, model: Model, slots: int = 16, chunk: int = 32, text: bool = True) -> None:
         check_whole("slots", slots, 1)
         check_whole("chunk", chunk, 1)
         self.model = model

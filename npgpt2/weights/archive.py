@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,11 +18,15 @@ from typing import NamedTuple
 CHUNK = 2**20
 # Compressed bytes that are expanded at once. What of them doesn't fit into a CHUNK is copied.
 COMPRESSED_CHUNK = 2**16
-# What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
-_ZIP_ERRORS = (zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError)
+# A member's compression, as zip files number it.
+STORED, DEFLATED = 0, 8
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # its signature, and the lengths of the name and of the extra field behind it
 # Bits of a member's flags by which it isn't plainly there.
 _REFUSED = {0x1: "it is encrypted", 0x20: "it is a patch", 0x40: "it is encrypted"}
+
+
+class Damaged(Exception):
+    """A member's bytes are not what the directory says."""
 
 
 class Member(NamedTuple):
@@ -50,11 +53,15 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        import zipfile  # here, since it takes a twentieth of what `import npgpt2` does
+
+        # What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
+        errors = (zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError)
         with open(path, "rb") as file:  # what the system refuses has the system's own message
             try:
                 with zipfile.ZipFile(file) as directory:
                     infos = directory.infolist()
-            except _ZIP_ERRORS as error:
+            except errors as error:
                 raise ValueError(
                     f"{path}: not a model file, or cut short ({error}); convert or download it again"
                 ) from None
@@ -82,7 +89,7 @@ class Archive:
         info = self._infos.get(name)
         if info is None:
             raise self.broken(f"{name} is missing from it")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if info.compress_type not in (STORED, DEFLATED):
             raise self.broken(f"{name} is compressed by method {info.compress_type}, which NumPy doesn't use")
         for bit, reason in _REFUSED.items():
             if info.flag_bits & bit:
@@ -95,27 +102,27 @@ class Archive:
         name_at = at + _LOCAL_HEADER.size
         if self.bytes[name_at : name_at + lengths[0]] != name.encode():
             raise self.broken(f"{title} can't be read (its header has another name)")
-        deflated = info.compress_type == zipfile.ZIP_DEFLATED
+        deflated = info.compress_type == DEFLATED
         member = Member(name, name_at + sum(lengths), info.compress_size, info.file_size, info.CRC, deflated)
         if member.end > len(self.bytes):
             raise self.broken(f"{title} is cut short")
         return member
 
     def beginning(self, member: Member, limit: int) -> bytes:
-        """The first bytes of a member, at most so many, unchecked; BadZipFile where they can't be expanded."""
+        """The first bytes of a member, at most so many, unchecked; `Damaged` where they can't be expanded."""
         return b"".join(self._unchecked(member, min(limit, member.expanded)))
 
     def pieces(self, member: Member) -> Iterator[bytes | memoryview]:
         """A member's bytes, a CHUNK after the other: no more than it says that it has, but maybe fewer.
 
-        Raises BadZipFile where they can't be expanded, or once all have come and their checksum is another.
+        Raises `Damaged` where they can't be expanded, or once all have come and their checksum is another.
         """
         checksum = 0
         for piece in self._unchecked(member, member.expanded):
             checksum = zlib.crc32(piece, checksum)
             yield piece
         if checksum != member.checksum:
-            raise zipfile.BadZipFile("its checksum is wrong")
+            raise Damaged("its checksum is wrong")
 
     def _unchecked(self, member: Member, limit: int) -> Iterator[bytes | memoryview]:
         data = self.bytes[member.start : member.end]
@@ -142,7 +149,7 @@ def _inflated(data: memoryview, limit: int) -> Iterator[bytes]:
             try:
                 piece = expander.decompress(unread, wanted)
             except zlib.error as error:
-                raise zipfile.BadZipFile(str(error)) from None
+                raise Damaged(str(error)) from None
             yield piece
             limit -= len(piece)
             unread = expander.unconsumed_tail

@@ -15,14 +15,13 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from npgpt2.files import TEXT_FILE_LIMIT
 from npgpt2.model import variable_shapes
-from npgpt2.weights.archive import CHUNK, Archive, Member
+from npgpt2.weights.archive import CHUNK, Archive, Damaged, Member
 from npgpt2.weights.hparams import parse_hparams
 from npgpt2.weights.int8 import SCALES, by_output, is_quantizable, quantize
 
@@ -38,7 +37,7 @@ DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
 # What reading a header of nonsense raises.
 _HEADER_ERRORS = (
-    BadZipFile, struct.error, ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError, OverflowError
+    Damaged, struct.error, ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError, OverflowError
 )  # fmt: skip
 
 
@@ -182,7 +181,7 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
             raise self._archive.broken(f"{name} is larger than {TEXT_FILE_LIMIT:,} bytes")
         try:
             text = b"".join(self._archive.pieces(member))
-        except BadZipFile as error:
+        except Damaged as error:
             raise self._archive.broken(f"{name} can't be read ({error})") from None
         self._archive.forget(member)
         return text
@@ -254,7 +253,7 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
                 for _ in self._archive.pieces(stored.member):  # for the checksum
                     pass
                 flat = np.frombuffer(self._archive.bytes, stored.dtype, prod(stored.shape), stored.start)
-        except BadZipFile as error:
+        except Damaged as error:
             raise self._archive.broken(f"variable {name} is damaged ({error})") from None
         if stored.dtype != np.int8 and not all_finite(flat):
             what = f"variable {name} holds values that are not finite numbers (NaN or infinity)"
@@ -271,5 +270,5 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
             start, end = end, end + len(piece)
             view[max(0, start) : max(0, end)] = piece[max(0, -start) :]
         if end != len(view):
-            raise BadZipFile("it is cut short")
+            raise Damaged("it is cut short")
         return flat
