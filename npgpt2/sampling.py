@@ -177,7 +177,8 @@ def log_softmax(logits: Logits) -> Probabilities:
     >>> log_softmax(np.float32([0, 0])).round(4)
     array([-0.6931, -0.6931])
     """
-    scores: Probabilities = logits - logits.max(-1, keepdims=True).astype(np.float64)
+    scores = logits.astype(np.float64)
+    scores -= scores.max(-1, keepdims=True)
     scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
     return scores
 

@@ -47,8 +47,8 @@ def crc32c(data: Bytes | bytes) -> int:
     >>> hex(crc32c(b"123456789"))
     '0xe3069283'
     """
-    message = np.frombuffer(data, np.uint8)
-    rest = np.empty(0, np.uint8)
+    message: Bytes = np.frombuffer(data, np.uint8)
+    rest: Bytes = np.empty(0, np.uint8)
     crc = 0xFFFFFFFF
     if len(message) > CRC_DISTANCES[-1]:
         # Starting from all ones is the same as starting from zero with the first 32 bits inverted.

@@ -84,7 +84,7 @@ def _memory_for(shape: tuple[int, ...]) -> Array:
     if sys.platform == "linux":  # so that the system doesn't count what may never be used
         private["flags"] |= 0x4000  # MAP_NORESERVE, which Python names from 3.13 on
     try:
-        memory = mmap.mmap(-1, 4 * prod(shape), **private)
+        memory = mmap.mmap(-1, 4 * prod(shape), **private)  # type: ignore[arg-type, unused-ignore]
     except OSError as error:
         wanted = f"{4 * prod(shape):,} bytes for the keys and values of {shape[1]} sequences"
         raise MemoryError(f"{wanted}; fewer slots, or a smaller batch, take less") from error

@@ -61,7 +61,7 @@ class OpenBLAS:
     def __init__(self) -> None:
         # A module of NumPy's that is linked with it, so that its functions are found there too. What they are called
         # depends on who built it: NumPy 2, NumPy 1.26, or a Linux distribution.
-        library = ctypes.CDLL(np.linalg._umath_linalg.__file__)
+        library = ctypes.CDLL(np.linalg._umath_linalg.__file__)  # type: ignore[attr-defined, unused-ignore]
         names = ("scipy_openblas_{}64_", "openblas_{}64_", "openblas_{}")
         name = next((name for name in names if hasattr(library, name.format("get_num_threads"))), names[0])
         self.get_threads: Callable[[], int] = getattr(library, name.format("get_num_threads"))

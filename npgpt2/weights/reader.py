@@ -194,7 +194,7 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
         member = self._archive.find(f"{name}.npy", f"variable {name}")
         try:
             file = io.BytesIO(self._archive.beginning(member, 10 + NPY_HEADER_LIMIT))
-            version = np.lib.format.read_magic(file)
+            version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call, unused-ignore]
             if version != (1, 0):
                 raise ValueError(f".npy version {version[0]}.{version[1]}")
             (size,) = struct.unpack("<H", file.read(2))

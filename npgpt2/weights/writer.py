@@ -70,7 +70,7 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any], d
     with archive.open(member, "w") as out:
         descr = DTYPES[dtype]
         header = {"descr": descr, "fortran_order": by_columns, "shape": array.shape}
-        np.lib.format.write_array_header_1_0(out, header)
+        np.lib.format.write_array_header_1_0(out, header)  # type: ignore[no-untyped-call, unused-ignore]
         rows = array.T if by_columns else array
         step = max(1, CHUNK // prod(rows.shape[1:]))
         for start in range(0, len(rows), step):
