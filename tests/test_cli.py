@@ -103,7 +103,19 @@ def test_a_file_is_kept_when_generating_fails(run, tmp_path, monkeypatch):
         return step(engine)
 
     monkeypatch.setattr(Engine, "step", fail)
-    options = ["--nsamples", "2", "--length", "20", "--temperature", "3", "--output", tmp_path / "story.txt"]
+    options = [
+        "--nsamples",
+        "2",
+        "--length",
+        "20",
+        "--temperature",
+        "3",
+        "--seed",
+        "1",
+        "--ignore-eot",
+        "--output",
+        tmp_path / "story.txt",
+    ]
     assert run("generate", "A", "-m", "MODEL", *options)[0] == 130
     assert len(steps) == 31
     assert (tmp_path / "story.txt").read_text() == "old"
