@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2 import kernels, model
-from npgpt2.engine import Engine, Prompt, Settings, Stream, run, samples, stream, window_start
+from npgpt2.engine import Engine, Prompt, Request, Settings, Stream, run, samples, stream, window_start
 from npgpt2.formulas import Array
 from npgpt2.kernels import Tokenizer
 from npgpt2.model import HParams
@@ -115,9 +115,7 @@ class GPT2:
         """
         if not _is_list_of_prompts(prompt):
             return "".join(self.stream(prompt, **settings))
-        engine, first = Engine(self, slots=max(1, min(SLOTS, len(prompt)))), settings.get("sample", 0)
-        asked = [engine.submit(one, **settings | {"sample": first + i}) for i, one in enumerate(prompt)]
-        return [request.text for request in run(engine, asked)]
+        return [request.text for request in self._continue(prompt, settings)]
 
     def stream(self, prompt: Prompt, **settings: Unpack[Settings]) -> Stream:
         """The same as `generate` of one prompt, in pieces as they come. Why the text ended, `request` knows.
@@ -200,11 +198,14 @@ class GPT2:
         ' plays one small game'
         """
         ids = self._check(tokens)
-        rows = np.atleast_2d(ids)
-        engine, first = Engine(self, slots=min(SLOTS, len(rows)), text=False), settings.get("sample", 0)
-        asked = [engine.submit(row.tolist(), **settings | {"sample": first + i}) for i, row in enumerate(rows)]
-        new = np.array([request.tokens for request in run(engine, asked)], np.int64)
+        ended = self._continue(np.atleast_2d(ids).tolist(), settings, text=False)
+        new = np.array([request.tokens for request in ended], np.int64)
         return new.reshape(*ids.shape[:-1], -1)
+
+    def _continue(self, prompts: Tokens[Prompt], settings: Settings, text: bool = True) -> Tokens[Request]:
+        """Continue several prompts to their ends, some at once, each by a sample of its own."""
+        engine, first = Engine(self, slots=max(1, min(SLOTS, len(prompts))), text=text), settings.get("sample", 0)
+        return run(engine, [engine.submit(one, **settings | {"sample": first + i}) for i, one in enumerate(prompts)])
 
     def logits(self, tokens: npt.ArrayLike) -> Array:
         """The model's logits for the token after each position.
@@ -217,8 +218,7 @@ class GPT2:
         """
         ids = self._check(tokens, self.hparams.n_ctx)
         if ids.ndim == 1:
-            with kernels.sharing_work(self.matrices, len(ids)):
-                return model.forward(self.matrices, self.hparams, ids, kernels=kernels)
+            return self._forward(ids)
         logits = np.empty((*ids.shape, self.hparams.n_vocab), np.float32)
         for row, out in zip(ids, logits, strict=True):
             out[:] = self.logits(row)
@@ -232,9 +232,13 @@ class GPT2:
         """
         tokens = self.prompt_tokens(prompt)
         ids = np.array(tokens[window_start(len(tokens), 0, self.hparams.n_ctx) :])
+        logits: Array = self._forward(ids, wanted=slice(-1, None))[0]
+        return logits
+
+    def _forward(self, ids: Ids, wanted: slice = slice(None)) -> Array:
+        """Read a text by itself, with the fast kernels. ids: (T,) → (M, V)"""
         with kernels.sharing_work(self.matrices, len(ids)):
-            last = np.array([len(ids) - 1])
-            return model.forward(self.matrices, self.hparams, ids, wanted=last, kernels=kernels)[0]  # type: ignore[no-any-return]
+            return model.forward(self.matrices, self.hparams, ids, wanted=wanted, kernels=kernels)
 
     def trace(self, tokens: npt.ArrayLike, attention: bool = False, residual: bool = False) -> Trace:
         """The same logits, and what happened on the way to them; see `Trace`.

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,37 +90,11 @@ def whole(x, w, y):
     np.matmul(x, w, out=y)
 
 
-def row_by_row(tile_bytes):
-    """Tiles of so many bytes, each multiplied by one row after the other."""
-
-    def way(x, w, y):
-        tile = tile_bytes // (4 * len(w))
-        for start in range(0, w.shape[1], tile):
-            part = slice(start, start + tile)
-            y[:, part] = np.matmul(w[:, part].T, x[:, :, None])[:, :, 0]
-
-    return way
-
-
-def stacked(tile):
-    """Tiles of so many columns, each multiplied by all rows; one call of NumPy's."""
-
-    def way(x, w, y):
-        done = w.shape[1] // tile * tile
-        if done:
-            tiles = w.T[:done].reshape(-1, tile, len(w))
-            y[:, :done] = (tiles @ np.ascontiguousarray(x.T)).reshape(done, len(x)).T
-        if done < w.shape[1]:
-            np.matmul(x, w[:, done:], out=y[:, done:])
-
-    return way
-
-
 def tune_matmul():
     """FEW_ROWS, TILE_BYTES, SOME_ROWS, TILE, SMALL_PRODUCT, TILES: what `matmul` does, and each way there is."""
     ways = {"matmul now": matmul.matmul, "whole": whole}
-    ways |= {f"rows {size:g} MB": row_by_row(int(size * 2**20)) for size in (0.25, 0.5, 1, 2)}
-    ways |= {f"tiles of {tile}": stacked(tile) for tile in (16, 32, 64, 256)}
+    ways |= {f"rows {s:g} MB": partial(matmul._by_rows, tile_bytes=int(s * 2**20)) for s in (0.25, 0.5, 1, 2)}
+    ways |= {f"tiles of {tile}": partial(matmul._by_tiles, tile=tile) for tile in (16, 32, 64, 256)}
     small = "" if multiplies_small_matrices() else "not "
     print(f"\nmatmul.py. This BLAS does {small}multiply small matrices where they lie. Now:")
     names = ("FEW_ROWS", "TILE_BYTES", "SOME_ROWS", "TILE", "SMALL_PRODUCT", "TILES", "UNLOCKED")

@@ -85,7 +85,9 @@ def add_models_dir(parser: Parser) -> None:
     )
 
 
-def add_threads(parser: Parser) -> None:
+def add_model_to_run(parser: Parser) -> None:
+    """The options that `open_model` reads."""
+    add_model(parser)
     parser.add_argument(
         "--threads",
         type=at_least(1),
@@ -95,7 +97,6 @@ def add_threads(parser: Parser) -> None:
 
 
 def open_model(args: argparse.Namespace) -> GPT2:
-    """The model that the options of `add_model` and `add_threads` name."""
     return load(args.model, args.models_dir, threads=args.threads)
 
 

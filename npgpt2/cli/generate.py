@@ -17,9 +17,8 @@ from npgpt2.cli.common import (
     Write,
     add_command,
     add_distribution,
-    add_model,
+    add_model_to_run,
     add_prompt,
-    add_threads,
     at_least,
     make_sampling,
     open_model,
@@ -39,8 +38,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         " is not a terminal (one newline at the end is dropped); without any, a text of its own begins.",
     )
     add_prompt(parser, "the text to continue")
-    add_model(parser)
-    add_threads(parser)
+    add_model_to_run(parser)
     add_sampling(parser, 40, 0.0, 1)
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--ignore-eot", action="store_true", help="go on when the model ends the text")
@@ -53,8 +51,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         "generate texts from nothing",
         "Takes the flags of OpenAI's generate_unconditional_samples.py.",
     )
-    add_model(parser)
-    add_threads(parser)
+    add_model_to_run(parser)
     add_sampling(parser, None, 1.0, 0, "the model's n_ctx")
     parser.set_defaults(stop=[], ignore_eot=True, output=None)
 
@@ -65,8 +62,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         "ask for prompts and continue each",
         "Takes the flags of OpenAI's interactive_conditional_samples.py. Ctrl-D ends it.",
     )
-    add_model(parser)
-    add_threads(parser)
+    add_model_to_run(parser)
     add_sampling(parser, None, 1.0, 1, "half of the model's n_ctx")
     parser.set_defaults(stop=[], ignore_eot=True, output=None)
 

@@ -18,9 +18,8 @@ from npgpt2.cli.common import (
     Parser,
     add_command,
     add_distribution,
-    add_model,
+    add_model_to_run,
     add_prompt,
-    add_threads,
     at_least,
     make_sampling,
     open_model,
@@ -49,8 +48,7 @@ def add_commands(commands: Commands[Parser]) -> None:
     )
     parser.add_argument("--per-token", action="store_true", help="print each token too: its bits, its id, its text")
     parser.add_argument("--json", action="store_true", help="print a JSON object in each line")
-    add_model(parser)
-    add_threads(parser)
+    add_model_to_run(parser)
 
     parser = add_command(
         commands,
@@ -60,8 +58,7 @@ def add_commands(commands: Commands[Parser]) -> None:
     )
     add_prompt(parser, "the text; if empty, what begins a text")
     parser.add_argument("--top", type=at_least(1), default=10, metavar="N", help="how many (default: %(default)s)")
-    add_model(parser)
-    add_threads(parser)
+    add_model_to_run(parser)
     add_distribution(parser, 1.0)
 
     parser = add_command(
@@ -82,8 +79,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         help="the page to write (default: %(default)s)",
     )
     parser.add_argument("--open", action="store_true", help="open it in the browser")
-    add_model(parser)
-    add_threads(parser)
+    add_model_to_run(parser)
 
 
 def run_score(args: argparse.Namespace) -> None:

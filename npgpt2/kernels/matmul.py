@@ -45,16 +45,15 @@ def matmul(x: Array, w: Array, y: Array) -> None:
     if multiplies_small_matrices():
         _by_tiles(x, w, y, next((tile for tile in TILES if tile * x.size <= SMALL_PRODUCT), 0))
     elif N <= FEW_ROWS:
-        _by_rows(x, w, y)
+        _by_rows(x, w, y, (1 if is_sharing() else count_threads()) * TILE_BYTES)
     else:
         _by_tiles(x, w, y, TILE if N <= SOME_ROWS else 0)
 
 
-def _by_rows(x: Array, w: Array, y: Array) -> None:
-    """Each row by a tile, before the next tile. BLAS's threads, where they work, have a part of each tile."""
+def _by_rows(x: Array, w: Array, y: Array, tile_bytes: int) -> None:
+    """Each row by a tile of so many bytes, before the next tile; BLAS's threads, where they work, share each tile."""
     N, n_in = x.shape
-    tile = (1 if is_sharing() else count_threads()) * TILE_BYTES // (4 * n_in)
-    tile = max(tile, -(-UNLOCKED // N))
+    tile = max(tile_bytes // (4 * n_in), -(-UNLOCKED // N))
     for start in range(0, w.shape[1], tile):
         part = slice(start, start + tile)
         y[:, part] = (w[:, part].T @ x[:, :, None])[:, :, 0]  # (tile, n_in) x (N, n_in, 1) -> (N, tile, 1)

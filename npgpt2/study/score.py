@@ -18,7 +18,7 @@ from npgpt2.engine import Slots, Span
 from npgpt2.formulas import Array
 from npgpt2.kernels import Matrices
 from npgpt2.model import HParams
-from npgpt2.sampling import Ids, check_finite
+from npgpt2.sampling import Ids, check_finite, log_softmax
 
 # Positions whose logits are computed together: in 124M, those of a whole window would take 200 MB.
 POSITIONS = 64
@@ -127,6 +127,4 @@ def surprisal(logits: Array, targets: Sequence[int] | Ids) -> list[float]:
     [1.0]
     """
     check_finite(logits)
-    scores = logits - logits.max(-1, keepdims=True).astype(np.float64)
-    bits = np.log2(np.exp(scores).sum(-1)) - scores[np.arange(len(targets)), targets] / log(2)
-    return list(bits.tolist())
+    return [-nats / log(2) for nats in log_softmax(logits)[np.arange(len(targets)), targets].tolist()]
