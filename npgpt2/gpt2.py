@@ -61,6 +61,7 @@ class GPT2:
         self.weights, self.hparams, self.threads = weights, hparams, threads
         self.matrices = kernels.prepare(weights, threads)  # which the kernels compute with
         self._tokenizer = tokenizer
+        self._source = str(getattr(weights, "path", "the model"))  # what errors call it
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.weights, self.hparams, self._tokenizer, self.threads)
@@ -74,17 +75,16 @@ class GPT2:
         return self._tokenizer
 
     def _read_tokenizer(self) -> Tokenizer:
-        path = getattr(self.weights, "path", "the model")
         texts = self.weights.vocabulary() if isinstance(self.weights, Weights) else None
         if texts is None:
             raise ValueError(
-                f"{path}: has no vocabulary; convert it again with --vocab DIR to use text,"
+                f"{self._source}: has no vocabulary; convert it again with --vocab DIR to use text,"
                 " or use token ids: generate_tokens, Engine(model, text=False)"
             )
-        tokenizer = Tokenizer(*texts, source=str(path))
+        tokenizer = Tokenizer(*texts, source=self._source)
         if len(tokenizer) != self.hparams.n_vocab:
             raise ValueError(
-                f"{path}: the vocabulary has {len(tokenizer)} entries, but n_vocab is {self.hparams.n_vocab}"
+                f"{self._source}: the vocabulary has {len(tokenizer)} entries, but n_vocab is {self.hparams.n_vocab}"
             )
         return tokenizer
 
@@ -275,8 +275,7 @@ class GPT2:
         if prompt:
             return self.tokenizer.encode(prompt)
         if self.tokenizer.end_of_text is None:
-            path = getattr(self.weights, "path", "the model")
-            raise ValueError(f"{path}: its vocabulary has no <|endoftext|>, so that a prompt is needed")
+            raise ValueError(f"{self._source}: its vocabulary has no <|endoftext|>, so that a prompt is needed")
         return [self.tokenizer.end_of_text]
 
     def _check(self, tokens: npt.ArrayLike, longest: int | None = None) -> Ids:

@@ -152,24 +152,29 @@ class Reading:
         share(len(q), some_sequences, max(1, THREAD_WORTH // (q[0].size * longest)))
 
     def _runs_of(self, first: int, last: int) -> list[Run]:
-        """Sequences in neighbouring slots and of about the same length, together; the same for all layers."""
+        """How the attention of some of the single positions is called; the same for all layers."""
         if (first, last) not in self._runs:
             worth = CALL_WORTH // (8 * self._slots.k[0, 0, :, 0].size)  # positions that take as long as a call
-            groups: list[list[Span]] = []
-            for span in self._singles[first:last]:
-                longer = [*groups[-1], span] if groups and span.slot == groups[-1][-1].slot + 1 else []
-                if longer and _padding(longer) <= worth * (len(longer) - 1):
-                    groups[-1] = longer
-                else:
-                    groups.append([span])
-            self._runs[first, last] = runs = []
-            for group in groups:
+            runs: list[Run] = []
+            for group in _neighbours(self._singles[first:last], worth):
                 stops = np.array([span.stop for span in group])
                 hidden = np.arange(stops.max()) >= stops[:, None] if _padding(group) else None
-                runs.append(Run(first, first + len(group), group[0].slot, int(stops.max()), hidden))
-                first += len(group)
-            return runs
+                row = runs[-1].last if runs else first
+                runs.append(Run(row, row + len(group), group[0].slot, int(stops.max()), hidden))
+            self._runs[first, last] = runs
         return self._runs[first, last]
+
+
+def _neighbours(spans: Sequence[Span], worth: int) -> list[list[Span]]:
+    """Spans of neighbouring slots together, as long as fewer positions are padding than `worth` for each saved call."""
+    groups: list[list[Span]] = []
+    for span in spans:
+        longer = [*groups[-1], span] if groups and span.slot == groups[-1][-1].slot + 1 else []
+        if longer and _padding(longer) <= worth * (len(longer) - 1):
+            groups[-1] = longer
+        else:
+            groups.append([span])
+    return groups
 
 
 def _padding(spans: Sequence[Span]) -> int:

@@ -114,8 +114,8 @@ class Request:
     prompt: the tokens that it begins with · sampling, limits: its settings · tokens: those that were generated, the end
     token included · pieces, text: what they say, as far as it is certain, up to the end token or a stop string ·
     finish_reason: why it ended: "length", "stop" (a stop string), "end" (`<|endoftext|>`), "cancelled" or "error";
-    None while it runs · error: what went wrong with this one · logprobs, prompt_logprobs: of each
-    token, where asked for
+    None while it runs · error: what went wrong with this one · logprobs, prompt_logprobs: of each token, where asked
+    for
     """
 
     prompt: list[int]
