@@ -170,9 +170,7 @@ def arriving(model):
     """Seconds between two tokens of those that write, before a prompt arrives and while it is read, and to its first
     token, then and in an engine of its own; each a list."""
     engine = npgpt2.Engine(model, text=False)
-    writers = [engine.submit(random_tokens(CONTEXT, i), length=500, guess=False) for i in range(WRITERS)]
-    while not all(writer.tokens for writer in writers):
-        engine.step()
+    writers = start_writing(engine, [CONTEXT] * WRITERS)
     quiet = waits(engine, writers, lambda: len(writers[0].tokens) < 20)
     prompt, start = random_tokens(ARRIVING, WRITERS), perf_counter()
     request = engine.submit(prompt, length=1)
@@ -198,10 +196,16 @@ def waits(engine, writers, going):
 def writing(model, contexts):
     """Seconds of a step in which sequences of such lengths write."""
     engine = npgpt2.Engine(model, chunk=sum(contexts), text=False)
-    writers = [engine.submit(random_tokens(n, i), length=100, guess=False) for i, n in enumerate(contexts)]
+    start_writing(engine, contexts)
+    return median(seconds(engine.step) for _ in range(16))
+
+
+def start_writing(engine, contexts):
+    """Submit prompts of such lengths, and read them until each is being continued."""
+    writers = [engine.submit(random_tokens(n, i), length=500, guess=False) for i, n in enumerate(contexts)]
     while not all(writer.tokens for writer in writers):
         engine.step()
-    return median(seconds(engine.step) for _ in range(16))
+    return writers
 
 
 def growth(folder, _):

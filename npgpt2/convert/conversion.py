@@ -14,7 +14,7 @@ from tqdm import tqdm
 from npgpt2.convert.sources import Bytes, Source, find_hparams, find_vocabulary, open_source
 from npgpt2.formulas import Array
 from npgpt2.model import HParams, variable_shapes
-from npgpt2.weights import reader
+from npgpt2.weights import all_finite
 from npgpt2.weights.writer import write
 
 
@@ -34,7 +34,7 @@ def _read_variables(source: Source, shapes: dict[str, tuple[int, ...]]) -> Itera
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"convert {source.path.name}", disable=None) as bar:
         for name, shape in shapes.items():
             array = widen(*source.read(name)).reshape(shape)
-            if not reader.all_finite(array):
+            if not all_finite(array):
                 raise ValueError(f"{source.path}: variable {name} holds NaN or infinity; the model is broken")
             yield name, array
             bar.update(array.nbytes)
