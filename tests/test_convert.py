@@ -14,11 +14,10 @@ from builders import SMALL, random_arrays, zero_arrays
 from writers import as_saved, hf_tensors, write_checkpoint, write_hugging_face, write_openai
 
 import npgpt2
-from npgpt2.convert import convert
+from npgpt2.convert import conversion, convert
 from npgpt2.convert.conversion import widen
 from npgpt2.model import HParams
 from npgpt2.weights import Weights
-from npgpt2.weights import reader as weights
 
 
 def assert_holds(path, arrays):
@@ -393,7 +392,7 @@ def test_interrupting_leaves_no_file(fixtures, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return True
 
-    monkeypatch.setattr(weights, "all_finite", interrupt)
+    monkeypatch.setattr(conversion, "all_finite", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(fixtures / "hf", tmp_path / "m.npz")
     assert os.listdir(tmp_path) == []
