@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Tokens
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -20,6 +21,7 @@ from npgpt2.kernels import Tokenizer
 from npgpt2.model import HParams
 from npgpt2.models import BUNDLED, find_model
 from npgpt2.sampling import Ids, check_whole
+from npgpt2.vocabulary import Ranges, SpecialTokens
 from npgpt2.weights import Weights
 
 if TYPE_CHECKING:
@@ -61,6 +63,13 @@ class GPT2:
         self.weights, self.hparams, self.threads = weights, hparams, threads
         self.matrices = kernels.prepare(weights, threads)  # which the kernels compute with
         self._tokenizer = tokenizer
+        if isinstance(weights, Weights):
+            self.special = weights.special or SpecialTokens()
+        elif tokenizer is not None:
+            self.special = replace(tokenizer.special, unused=tokenizer.unused(hparams.n_vocab))
+        else:
+            self.special = SpecialTokens()
+        self.drawable = _drawable(self.special.unused, hparams.n_vocab)
         self._source = str(getattr(weights, "path", "the model"))  # what errors call it
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -76,16 +85,19 @@ class GPT2:
 
     def _read_tokenizer(self) -> Tokenizer:
         texts = self.weights.vocabulary() if isinstance(self.weights, Weights) else None
-        if texts is None:
+        if texts is None or not isinstance(self.weights, Weights):
             raise ValueError(
                 f"{self._source}: has no vocabulary; convert it again with --vocab DIR to use text,"
                 " or use token ids: generate_tokens, Engine(model, text=False)"
             )
-        tokenizer = Tokenizer(*texts, source=self._source)
-        if len(tokenizer) != self.hparams.n_vocab:
-            raise ValueError(
-                f"{self._source}: the vocabulary has {len(tokenizer)} entries, but n_vocab is {self.hparams.n_vocab}"
-            )
+        tokenizer = Tokenizer(*texts, source=self._source, special=self.weights.special)
+        n_vocab = self.hparams.n_vocab
+        try:
+            fits = tokenizer.unused(n_vocab) == self.special.unused
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"{self._source}: the vocabulary has {len(tokenizer)} entries, but n_vocab is {n_vocab}")
         return tokenizer
 
     # ---- Text
@@ -105,7 +117,8 @@ class GPT2:
         length=40: how many tokens to generate at most · temperature=0.0, top_k=0, top_p=1.0: see `Sampling`;
         temperature 0 always takes the likeliest token · seed=None: fixes what is drawn; sample=0: which of the seed's
         samples · stop=(): a string, or several, before which the text ends · ignore_eot=False: whether to go on past
-        `<|endoftext|>`, with which the model ends a text · guess=True: see `Limits`; changes nothing but the time.
+        `<|endoftext|>`, or whatever the model ends a text with · allow_special=False: whether `<|endoftext|>` and other
+        special tokens in a prompt's text are those tokens · skip_special=None, guess=True: see `Limits`.
         What else is known of a text, such as log-probabilities, is had from `stream` or an `Engine`, by the request.
 
         >>> model.generate("A language model", length=20, stop=":")
@@ -174,8 +187,8 @@ class GPT2:
         score = Score()
 
         def tokens() -> Iterator[int]:
-            if self.tokenizer.end_of_text is not None:
-                yield self.tokenizer.end_of_text
+            if self.begin is not None:
+                yield self.begin
             for new in self.tokenizer.encode_pieces(score.counted([text] if isinstance(text, str) else text)):
                 yield from new
 
@@ -198,6 +211,7 @@ class GPT2:
         ' plays one small game'
         """
         ids = self._check(tokens)
+        settings = settings | {"ignore_eot": True}
         ended = self._continue(np.atleast_2d(ids).tolist(), settings, text=False)
         new = np.array([request.tokens for request in ended], np.int64)
         return new.reshape(*ids.shape[:-1], -1)
@@ -224,13 +238,13 @@ class GPT2:
             out[:] = self.logits(row)
         return logits
 
-    def next_logits(self, prompt: Prompt) -> Array:
+    def next_logits(self, prompt: Prompt, allow_special: bool = False) -> Array:
         """The model's logits for the token after a prompt, of which it sees as much as while generating → float32 (V,).
 
         >>> int(model.next_logits("A language model").argmax()) == model.tokenizer.encode(" plays")[0]
         True
         """
-        tokens = self.prompt_tokens(prompt)
+        tokens = self.prompt_tokens(prompt, allow_special)
         ids = np.array(tokens[window_start(len(tokens), 0, self.hparams.n_ctx) :])
         logits: Array = self._forward(ids, wanted=slice(-1, None))[0]
         return logits
@@ -259,10 +273,18 @@ class GPT2:
 
         return trace(self.matrices, self.hparams, ids, attention, residual)
 
-    def prompt_tokens(self, prompt: Prompt) -> list[int]:
-        """A prompt's tokens; a text of its own begins after `<|endoftext|>`, which came before each in training.
+    @property
+    def begin(self) -> int | None:
+        """The token after which a text of its own begins: `<|endoftext|>`, which came before each in training, unless
+        the model's files say another; None where there is none.
+        """
+        return self.tokenizer.end_of_text if self.special.begin is None else self.special.begin
 
-        An empty prompt raises ValueError where the vocabulary has no such token, and so do ids that it hasn't.
+    def prompt_tokens(self, prompt: Prompt, allow_special: bool = False) -> list[int]:
+        """A prompt's tokens; for an empty text, the one after which a text of its own begins.
+
+        allow_special: whether special tokens that a text spells out are those tokens. An empty prompt raises ValueError
+        where the vocabulary has no token to begin with, and so do ids that it hasn't.
 
         >>> model.prompt_tokens("A language model"), model.prompt_tokens("")
         ([32, 514, 352], [519])
@@ -273,10 +295,14 @@ class GPT2:
                 raise ValueError(f"a prompt of shape {ids.shape}, where a text, or the token ids of one, is expected")
             return list(ids.tolist())
         if prompt:
-            return self.tokenizer.encode(prompt)
-        if self.tokenizer.end_of_text is None:
+            tokens = self.tokenizer.encode(prompt, allow_special)
+            if (most := max(tokens)) >= self.hparams.n_vocab:
+                text = self.tokenizer.decode([most])
+                raise ValueError(f"the prompt has {text!r}, token {most}, which is more than the model's n_vocab")
+            return tokens
+        if self.begin is None:
             raise ValueError(f"{self._source}: its vocabulary has no <|endoftext|>, so that a prompt is needed")
-        return [self.tokenizer.end_of_text]
+        return [self.begin]
 
     def _check(self, tokens: npt.ArrayLike, longest: int | None = None) -> Ids:
         """Token ids as an array, once they are ones that the model knows, and no more than it can see at once."""
@@ -291,6 +317,16 @@ class GPT2:
         if longest is not None and ids.shape[-1] > longest:
             raise ValueError(f"{ids.shape[-1]} tokens are more than the model's n_ctx of {longest}")
         return ids.astype(np.int64, copy=False)
+
+
+def _drawable(unused: Ranges, n_vocab: int) -> Ids | None:
+    """The ids of tokens where some of a model's rows are of none, (K,) in order; None where all are."""
+    if not unused:
+        return None
+    used = np.ones(n_vocab, np.bool_)
+    for first, last in unused:
+        used[first:last] = False
+    return np.flatnonzero(used)
 
 
 def _is_list_of_prompts(prompt: Prompt | Tokens[Prompt]) -> TypeIs[Tokens[Prompt]]:

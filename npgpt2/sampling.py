@@ -72,44 +72,47 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, where a number above 0 and up to 1 is expected (1 keeps all)")
 
-    def candidates(self, logits: Logits) -> tuple[Ids, Probabilities]:
+    def candidates(self, logits: Logits, among: Ids | None = None) -> tuple[Ids, Probabilities]:
         """The tokens that can come next, and the probability with which each is drawn.
 
-        logits: (V,) float32 → ids (K,) int64 and probabilities (K,) float64 that add up to 1, where K is how many
-        tokens top-k and top-p leave. Logits that are not all finite raise ValueError.
+        logits: (V,) float32 · among: the ids (N,) that can be drawn at all, by default all → ids (K,) int64 and
+        probabilities (K,) float64 that add up to 1, where K is how many tokens top-k and top-p leave. Logits that are
+        not all finite raise ValueError.
 
         >>> tokens, probabilities = Sampling(temperature=1, top_k=2).candidates(np.float32([1, 0, 1]))
         >>> tokens.tolist(), probabilities.tolist()
         ([0, 2], [0.5, 0.5])
         """
         check_finite(logits)
+        kept = Candidates(np.arange(logits.size), logits) if among is None else Candidates(among, logits[among])
         if self.temperature == 0:
-            return np.array([np.argmax(logits)], np.int64), np.ones(1)
-        kept = Candidates(np.arange(logits.size), logits)
-        if 0 < self.top_k < logits.size:  # before the temperature, which changes no order, since less is left to do
+            return kept.tokens[[np.argmax(kept.logits)]], np.ones(1)
+        if (
+            0 < self.top_k < kept.tokens.size
+        ):  # before the temperature, which changes no order, since less is left to do
             kept = keep_top_k(kept, self.top_k)
         kept = apply_temperature(kept, self.temperature)
         if self.top_p < 1:
             kept = keep_top_p(kept, self.top_p)
         return kept.tokens, probabilities_of(kept)
 
-    def likeliest(self, logits: Logits, most: int) -> list[tuple[int, float]]:
+    def likeliest(self, logits: Logits, most: int, among: Ids | None = None) -> list[tuple[int, float]]:
         """The likeliest of the candidates with their probabilities, from the first on; at most so many.
 
         >>> Sampling(temperature=1, top_k=2).likeliest(np.float32([0, 1, 1]), most=1)
         [(1, 0.5)]
         """
-        tokens, probabilities = self.candidates(logits)
+        tokens, probabilities = self.candidates(logits, among)
         order = np.argsort(-probabilities, kind="stable")[:most]
         return list(zip(tokens[order].tolist(), probabilities[order].tolist(), strict=True))
 
-    def choose(self, logits: Logits, rng: np.random.Generator) -> int:
-        """Draw the next token. logits: (V,). Takes one number from `rng`, or none where there is no choice.
+    def choose(self, logits: Logits, rng: np.random.Generator, among: Ids | None = None) -> int:
+        """Draw the next token, one of `candidates`. Takes one number from `rng`, or none where there is no choice.
 
         >>> Sampling().choose(np.float32([0, 2, 1]), np.random.default_rng(0))
         1
         """
-        tokens, probabilities = self.candidates(logits)
+        tokens, probabilities = self.candidates(logits, among)
         if tokens.size == 1:
             return int(tokens[0])
         bounds = np.cumsum(probabilities)

@@ -20,7 +20,8 @@ from typing import TypeVar
 
 import regex
 
-from npgpt2.files import parse_json_object, read_bounded
+from npgpt2.files import parse_json_object
+from npgpt2.vocabulary import AddedToken, AddedTokens, Ranges, SpecialTokens, ranges_of, read_vocabulary
 
 Pair = tuple[int, int]
 AnyTokenizer = TypeVar("AnyTokenizer", bound="Tokenizer")
@@ -32,8 +33,6 @@ WORDS = regex.compile(r"'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 # Characters at the end of a text whose words could go on, or be split otherwise, if more text followed: where a word
 # ends depends on no more than the three after its beginning, and the one that follows it.
 UNCERTAIN = 3
-# The names that OpenAI and transformers give the two files.
-FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 
 
 def _byte_characters() -> str:
@@ -71,31 +70,31 @@ def merge(tokens: list[int], ranks: Mapping[Pair, int], made: Sequence[int]) -> 
     return tokens
 
 
-def read_vocabulary(folder: Path) -> tuple[bytes, bytes] | None:
-    """The contents of a folder's two vocabulary files; None where it has neither. One without the other is an error."""
-    for names in FILES:
-        paths = [folder / name for name in names]
-        if any(path.is_file() for path in paths):
-            encoder, merges = (read_bounded(path) for path in paths)
-            return encoder, merges
-    return None
+def _parse_tokens(encoder_json: bytes, source: str, gaps: bool) -> tuple[dict[str, int], list[bytes | None]]:
+    """The number of each token, by what `encoder.json` writes for it; and by number, the bytes that it stands for.
 
-
-def _parse_tokens(encoder_json: bytes, source: str) -> tuple[dict[str, int], list[bytes]]:
-    """The number of each token, by what `encoder.json` writes for it; and by number, the bytes that it stands for."""
+    gaps: whether numbers may be left out
+    """
     ids = parse_json_object(encoder_json, f"{source}: encoder.json")
-    if any(type(token) is not int for token in ids.values()) or set(ids.values()) != set(range(len(ids))):
+    numbers = set(ids.values()) if all(type(token) is int for token in ids.values()) else set()
+    size = max(numbers, default=0) + 1 if gaps else len(ids)
+    if len(numbers) != len(ids) or min(numbers, default=0) < 0 or max(numbers, default=0) >= min(size, 16 * len(ids)):
         raise ValueError(f"{source}: encoder.json doesn't number its {len(ids)} tokens from 0 to {len(ids) - 1}")
-    texts = [b""] * len(ids)
+    texts: list[bytes | None] = [None] * size
     for text, token in ids.items():
         try:
-            texts[token] = text.translate(_TO_LATIN_1).encode("latin-1")
+            texts[token] = _bytes_of(text)
         except UnicodeEncodeError:
             raise ValueError(f"{source}: encoder.json has the entry {text!r}, which doesn't stand for bytes") from None
     for character in BYTE_CHARACTERS:
         if character not in ids:
             raise ValueError(f"{source}: encoder.json has no entry {character!r}, the sign of a single byte")
     return ids, texts
+
+
+def _bytes_of(text: str) -> bytes:
+    """The bytes that characters stand for, as the files write them; UnicodeEncodeError where one stands for none."""
+    return text.translate(_TO_LATIN_1).encode("latin-1")
 
 
 def _parse_merges(vocab_bpe: bytes, ids: Mapping[str, int], source: str) -> tuple[dict[Pair, int], list[int]]:
@@ -134,50 +133,102 @@ def _to_unicode(text: str) -> str:
 class Tokenizer:
     """Encodes text as token ids, and decodes them.
 
-    encoder_json, vocab_bpe: the contents of the two files · source: what to call them in errors. Files that are
-    damaged, or don't belong together, raise ValueError. `len()` is the number of tokens.
+    encoder_json, vocab_bpe: the contents of the two files · source: what to call them in errors · special: the tokens
+    that byte pair encoding doesn't make; by default `<|endoftext|>`, if it is there. Files that are damaged, or don't
+    belong together, raise ValueError. `len()` is the number of tokens, or one more than the highest where numbers are
+    left out. `end_of_text` is `<|endoftext|>`, or None.
     """
 
-    def __init__(self, encoder_json: bytes, vocab_bpe: bytes, source: str = "vocabulary") -> None:
-        ids, self._bytes = _parse_tokens(encoder_json, source)
+    def __init__(
+        self, encoder_json: bytes, vocab_bpe: bytes, source: str = "vocabulary", special: SpecialTokens | None = None
+    ) -> None:
+        ids, self._bytes = _parse_tokens(encoder_json, source, gaps=special is not None)
         self._byte_ids = [ids[character] for character in BYTE_CHARACTERS]
         self._ranks, self._made = _parse_merges(vocab_bpe, ids, source)
-        self.end_of_text: int | None = ids.get(END_OF_TEXT)
+        self._own = len(self._bytes)
+        if special is None:
+            end = ids.get(END_OF_TEXT)
+            special = SpecialTokens(() if end is None else (AddedToken(end, END_OF_TEXT),))
+        self.special = special
+        for token in special.added:
+            self._add(token, source)
+        added = {token.text: token.id for token in special.added}
+        self.end_of_text: int | None = added.get(END_OF_TEXT, ids.get(END_OF_TEXT))
+        self.special_ids = frozenset(token.id for token in special.added if token.special)
+        # Those that are looked for: always, and where special ones are allowed.
+        self._found = AddedTokens(token for token in special.added if not token.special), AddedTokens(special.added)
+
+    def _add(self, token: AddedToken, source: str) -> None:
+        """Take note of what an added token stands for."""
+        # As transformers decodes it: what could be the files' way of writing bytes is taken for that.
+        as_bytes = all(ord(character) in _TO_LATIN_1 for character in token.text)
+        text = _bytes_of(token.text) if as_bytes else token.text.encode("utf-8", "replace")
+        if token.id >= 2 * self._own + 2**16:
+            raise ValueError(f"{source}: the added token {token.text!r} has the number {token.id}, of {self._own}")
+        self._bytes += [None] * (token.id + 1 - len(self._bytes))
+        if self._bytes[token.id] not in (None, text):
+            raise ValueError(f"{source}: token {token.id} is {self._bytes[token.id]!r}, and {token.text!r} too")
+        self._bytes[token.id] = text
 
     @classmethod
     def load(cls: type[AnyTokenizer], folder: str | Path) -> AnyTokenizer:
-        """Read the vocabulary in a folder: `encoder.json` and `vocab.bpe`, or `vocab.json` and `merges.txt`.
+        """Read the vocabulary in a folder: `encoder.json` and `vocab.bpe`, or the files that transformers would read.
 
-        Raises FileNotFoundError where they are not there, ValueError where they are damaged.
+        Raises FileNotFoundError where they are not there, ValueError where they are damaged or of another kind.
 
         >>> len(Tokenizer.load("tests/fixtures/tiny"))
         520
         """
-        texts = read_vocabulary(Path(folder))
-        if texts is None:
+        found = read_vocabulary(Path(folder))
+        if found is None:
             raise FileNotFoundError(f"{folder}: holds no vocabulary (encoder.json and vocab.bpe)")
-        return cls(*texts, source=str(folder))
+        return cls(found.encoder_json, found.vocab_bpe, str(folder), found.special)
 
     def __len__(self) -> int:
         return len(self._bytes)
 
+    def __contains__(self, token: object) -> bool:
+        """Whether a number is a token's."""
+        return isinstance(token, int) and 0 <= token < len(self._bytes) and self._bytes[token] is not None
+
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """The tokens of a text.
 
-        `<|endoftext|>` in it is text like any other unless `allow_special`, which makes it the token of that name.
-        Halves of surrogate pairs, which are not Unicode text, are put together or replaced by U+FFFD.
+        `<|endoftext|>` in it is text like any other unless `allow_special`, which makes it the token of that name, and
+        so for the model's other special tokens. Halves of surrogate pairs, which are not Unicode text, are put together
+        or replaced by U+FFFD.
 
         >>> tokenizer.encode("A language model")                     # `tokenizer` is that of the tests' small model
         [32, 514, 352]
         """
-        text = _to_unicode(text)
-        if not allow_special or self.end_of_text is None:
-            return self._encode_words(self._split(text))
-        first, *others = text.split(END_OF_TEXT)
-        tokens = self._encode_words(self._split(first))
-        for part in others:
-            tokens += [self.end_of_text, *self._encode_words(self._split(part))]
+        text, added = _to_unicode(text), self._found[allow_special]
+        if not added:
+            return self._encode_words(self._split(self._begun(text)))
+        tokens: list[int] = []
+        for part in added.split(text):
+            tokens += [part] if isinstance(part, int) else self._encode_words(self._split(self._begun(part)))
         return tokens
+
+    def _begun(self, text: str) -> str:
+        """With the space before it that the vocabulary may want."""
+        return " " + text if self.special.prefix_space and text and not text.startswith(" ") else text
+
+    def find_special(self, text: str) -> list[str]:
+        """The special tokens that a text spells out, which are read as tokens where that is allowed.
+
+        >>> tokenizer.find_special("The end.<|endoftext|>")
+        ['<|endoftext|>']
+        """
+        return [token.text for token in self.special.added if token.special and token.text in text]
+
+    def unused(self, n_vocab: int) -> Ranges:
+        """Which of a model's rows no token has, as ranges. ValueError where there are more tokens than rows: but for
+        special ones that were added, which are of no use then.
+        """
+        if self._own > n_vocab:
+            raise ValueError(f"the vocabulary has {self._own} entries, but the model {n_vocab}")
+        known = self._bytes[:n_vocab] + [None] * (n_vocab - len(self._bytes))
+        return ranges_of(number for number, text in enumerate(known) if text is None)
 
     def encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         """The tokens of a text that comes in pieces, such as a file too large for memory; the same as of the whole,
@@ -186,8 +237,13 @@ class Tokenizer:
         >>> list(tokenizer.encode_pieces(["A lang", "uage model"]))
         [[32], [514], [352]]
         """
-        text, wanted = "", 0
+        if self._found[False]:  # which could be cut in two by the pieces
+            yield self.encode("".join(pieces))
+            return
+        text, wanted, begun = "", 0, False
         for piece in pieces:
+            if piece and not begun:
+                piece, begun = self._begun(piece), True
             text += _to_unicode(piece)
             if len(text) < wanted:
                 continue
@@ -213,7 +269,9 @@ class Tokenizer:
         for token in tokens:
             if not 0 <= token < len(self._bytes):
                 raise ValueError(f"token {token} is not in the vocabulary, which goes from 0 to {len(self) - 1}")
-            parts.append(self._bytes[token])
+            if (text := self._bytes[token]) is None:
+                raise ValueError(f"token {token} is not in the vocabulary, which leaves it out")
+            parts.append(text)
         return b"".join(parts)
 
     def decode(self, tokens: Iterable[int]) -> str:

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from npgpt2 import Tokenizer
 from npgpt2.convert import convert
 from npgpt2.convert.checkpoint import Entry, find_prefix, read_table
-from npgpt2.convert.huggingface import HuggingFaceModel, read_tokenizer
+from npgpt2.convert.huggingface import HuggingFaceModel
+from npgpt2.convert.vocabulary import find_vocabulary, read_roles
+from npgpt2.vocabulary import SpecialTokens
 from npgpt2.weights import Weights
 from npgpt2.weights import reader as weights
 from npgpt2.weights.hparams import parse_hparams
@@ -400,6 +402,57 @@ def test_a_vocabulary_with_changes_is_refused_or_gives_texts_back(changes, lines
     )
 )
 def test_any_json_as_a_tokenizer_json(tmp_path_factory, described):
-    path = tmp_path_factory.getbasetemp() / "tokenizer.json"
-    path.write_text(json.dumps(described), encoding="utf-8")
-    refuses_or_not(read_tokenizer, path)
+    folder = tmp_path_factory.getbasetemp() / "any-tokenizer"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    refuses_or_not(find_vocabulary, folder, 600)
+
+
+ANY_ADDED = JSON | st.fixed_dictionaries({"content": st.text(max_size=4) | JSON}, optional={"special": JSON})
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "pad_token": ANY_ADDED,
+        "eos_token": ANY_ADDED,
+        "extra_special_tokens": JSON | st.lists(st.text(max_size=3)),
+        "added_tokens_decoder": JSON
+        | st.dictionaries(st.sampled_from(["520", "521", "5", "x"]), ANY_ADDED, max_size=3),
+        "add_prefix_space": JSON,
+        "tokenizer_class": st.sampled_from(["GPT2Tokenizer", "PreTrainedTokenizerFast"]) | JSON,
+        "eos_token_id": JSON | st.lists(st.integers()),
+    },
+)
+
+
+@FIXED
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["tokenizer_config", "special_tokens_map", "added_tokens", "config", "generation_config", "vocab"]
+        ),
+        SETTINGS | JSON | st.dictionaries(st.text(max_size=3), st.integers(515, 525)),
+        max_size=3,
+    )
+)
+def test_any_json_beside_a_vocabulary(tmp_path_factory, fixtures, files):
+    folder = tmp_path_factory.getbasetemp() / "any-settings"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(fixtures / "hf", folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    for name, content in files.items():
+        write_anew(folder / f"{name}.json", json.dumps(content).encode())
+    refuses_or_not(read_roles, folder, 600)
+    found = refuses_or_not(find_vocabulary, folder, 600)
+    if found is not None:
+        special = found.special
+        assert SpecialTokens.parse(special.to_json(), 600, "here") == special
+        tokenizer = Tokenizer(found.encoder_json, found.vocab_bpe, special=special)
+        text = "".join(token.text for token in special.added) + " A language model"
+        assert all(token in tokenizer for token in tokenizer.encode(text, allow_special=True))
+        assert all(note.isprintable() for note in found.notes)
+
+
+@FIXED
+@given(JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(SpecialTokens.__dataclass_fields__, JSON)))
+def test_any_json_as_special_tokens(said):
+    special = refuses_or_not(SpecialTokens.parse, json.dumps(said).encode(), 11, "here")
+    assert special is None or SpecialTokens.parse(special.to_json(), 11, "here") == special

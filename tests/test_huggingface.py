@@ -16,7 +16,6 @@ from writers import (
 )
 
 import npgpt2
-from npgpt2 import Tokenizer
 from npgpt2.convert import convert
 from npgpt2.convert.conversion import widen
 from npgpt2.convert.huggingface import (
@@ -24,7 +23,6 @@ from npgpt2.convert.huggingface import (
     HuggingFaceModel,
     read_config,
     read_header,
-    read_tokenizer,
     to_checkpoint_name,
 )
 from npgpt2.model import variable_shapes
@@ -394,153 +392,3 @@ def test_an_index_of_nothing_holds_no_model(tmp_path):
     write_index(write_hugging_face(tmp_path / "hf"), {})
     with pytest.raises(ValueError, match="has no variables of GPT-2's layers"):
         convert(tmp_path / "hf", tmp_path / "m.npz")
-
-
-# ---- tokenizer.json
-
-
-@pytest.fixture
-def tokenizer_json(fixtures, tmp_path):
-    """A function that writes hf's vocabulary as a `tokenizer.json`, with changes to its parts, and reads it."""
-    vocab = json.loads((fixtures / "hf" / "vocab.json").read_text(encoding="utf-8"))
-    lines = (fixtures / "hf" / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [line for line in lines if not line.startswith("#version")]
-    end = {"id": vocab["<|endoftext|>"], "content": "<|endoftext|>", "special": True, "normalized": False}
-
-    def write(model=None, words=None, drop=(), replace=None, **changes):
-        described = {
-            "version": "1.0",
-            "added_tokens": [end],
-            "normalizer": None,
-            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True} | (words or {}),
-            "model": {"type": "BPE", "dropout": None, "vocab": vocab, "merges": merges} | (model or {}),
-        } | changes
-        for part in drop:
-            del described["model"][part]
-        described |= replace or {}
-        path = tmp_path / "tokenizer.json"
-        path.write_text(json.dumps(described), encoding="utf-8")
-        return read_tokenizer(path)
-
-    write.vocab, write.merges, write.end = vocab, merges, end
-    return write
-
-
-TEXTS = ["A language model", "Nobody told café 東京 🙂\n\n  ", "<|endoftext|>", ""]
-
-
-@pytest.mark.parametrize("pairs", [False, True])
-def test_a_tokenizer_json_is_the_same_vocabulary(pairs, tokenizer_json, fixtures):
-    merges = [line.split(" ") if pairs else line for line in tokenizer_json.merges]
-    found = Tokenizer(*tokenizer_json({"merges": merges}))
-    expected = Tokenizer.load(fixtures / "hf")
-    assert len(found) == len(expected)
-    assert found.end_of_text == expected.end_of_text
-    for text in TEXTS:
-        assert found.encode(text) == expected.encode(text)
-        assert found.encode(text, allow_special=True) == expected.encode(text, allow_special=True)
-
-
-def test_added_tokens_join_the_vocabulary(tokenizer_json):
-    vocab = {text: token for text, token in tokenizer_json.vocab.items() if text != "<|endoftext|>"}
-    size = len(vocab)
-    added = [{"id": size, "content": "<|endoftext|>"}, {"id": size + 1, "content": "two words é"}]
-    found = Tokenizer(*tokenizer_json({"vocab": vocab}, added_tokens=added))
-    assert len(found) == size + 2
-    assert found.end_of_text == size
-    assert found.decode([size, size + 1]) == "<|endoftext|>two words é"
-
-
-def test_what_older_versions_leave_out(tokenizer_json):
-    assert len(Tokenizer(*tokenizer_json(drop=["type", "dropout"], added_tokens=[]))) == len(tokenizer_json.vocab)
-
-
-def test_half_a_surrogate_pair_makes_no_vocabulary(tokenizer_json):
-    """What no UTF-8 can say reaches the tokenizer, whose errors say where it is."""
-    for changes in (
-        {"model": {"vocab": {"\ud800": 0}}},
-        {"model": {"merges": ["\ud800 a"]}},
-        {"model": {"merges": [["a", "\ud800"]]}},
-    ):
-        with pytest.raises(ValueError, match=r"here: (encoder\.json|vocab\.bpe)"):
-            Tokenizer(*tokenizer_json(**changes), source="here")
-
-
-def test_a_byte_level_bpe_is_asked_for(tokenizer_json):
-    for model in (
-        {"type": "WordPiece"}, {"type": "Unigram"}, {"type": None}, {"dropout": 0.1}, {"byte_fallback": True},
-        {"ignore_merges": True}, {"continuing_subword_prefix": "##"}, {"end_of_word_suffix": "</w>"}, {"type": [[]]},
-    ):  # fmt: skip
-        (name,) = model
-        with pytest.raises(ValueError, match=rf"tokenizer\.json: model: {name} is .*; this is another model"):
-            tokenizer_json(model)
-    for words in ({"type": "Whitespace"}, {"type": "Sequence"}, {"add_prefix_space": True}, {"use_regex": False}):
-        (name,) = words
-        with pytest.raises(ValueError, match=rf"tokenizer\.json: pre_tokenizer: {name} is .*; this is another model"):
-            tokenizer_json(words=words)
-    with pytest.raises(ValueError, match=r"tokenizer\.json: normalizer is .*; this is another model"):
-        tokenizer_json(normalizer={"type": "NFC"})
-
-
-@pytest.mark.parametrize("part", ["model", "pre_tokenizer"])
-@pytest.mark.parametrize("value", [None, 1, "BPE", [], True])
-def test_parts_that_are_missing_are_named(part, value, tokenizer_json):
-    with pytest.raises(ValueError, match=rf"tokenizer\.json: {part} is .*; this is not GPT-2's kind of vocabulary"):
-        tokenizer_json(replace={part: value})
-
-
-@pytest.mark.parametrize("vocab", [None, [], "x", 1, {"a": "0"}, {"a": 0.0}, {"a": True}, {"a": None}, {"a": [[]]}])
-def test_a_vocab_that_is_none_is_refused(vocab, tokenizer_json):
-    with pytest.raises(ValueError, match=r"tokenizer\.json: model has no vocab that numbers its tokens"):
-        tokenizer_json({"vocab": vocab})
-
-
-@pytest.mark.parametrize("value", [None, {}, "a b", 1])
-def test_lists_that_are_none_are_refused(value, tokenizer_json):
-    for changes in ({"model": {"merges": value}}, {"added_tokens": value}):
-        with pytest.raises(ValueError, match=r"tokenizer\.json: merges or added_tokens is not a list"):
-            tokenizer_json(**changes)
-
-
-@pytest.mark.parametrize(
-    "merge",
-    [None, 1, "", "a", " ", "a ", " b", "a b c", "a  b", "a\nb c", "a b\n", [], ["a"], ["a", "b", "c"], ["a", 1],
-     ["a", None], [["a"], "b"], ["a b", "c"], ["a", ""], ["a\n", "b"], ["a", "b\r"], {"a": "b"}, True, "a\xa0b c"],
-)  # fmt: skip
-def test_merges_that_are_none_are_refused(merge, tokenizer_json):
-    with pytest.raises(ValueError, match=r"tokenizer\.json: merges has .*, where two tokens are expected"):
-        tokenizer_json({"merges": [*tokenizer_json.merges, merge]})
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        None, 1, "x", [], {}, {"id": 1}, {"content": "x"}, {"id": "1", "content": "x"}, {"id": True, "content": "x"},
-        {"id": 1.0, "content": "x"}, {"id": 600, "content": None}, {"id": 600, "content": ["x"]},
-    ],
-)  # fmt: skip
-def test_added_tokens_that_are_none_are_refused(entry, tokenizer_json):
-    with pytest.raises(
-        ValueError, match=r"tokenizer\.json: added_tokens has .*, where an id and a content are expected"
-    ):
-        tokenizer_json(added_tokens=[entry])
-
-
-def test_a_token_of_two_numbers_is_refused(tokenizer_json):
-    with pytest.raises(ValueError, match=r"tokenizer\.json: '<\|endoftext\|>' has the numbers 519 and 520"):
-        tokenizer_json(added_tokens=[tokenizer_json.end | {"id": 520}])
-
-
-def test_a_tokenizer_json_stands_in_for_the_two_files(tokenizer_json, fixtures, tmp_path):
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((fixtures / "hf" / name).read_bytes())
-    tokenizer_json()
-    converted = convert(tmp_path, tmp_path / "m.npz")
-    assert converted.has_vocabulary
-    assert npgpt2.load(converted.path).tokenizer.encode(TEXTS[0]) == Tokenizer.load(fixtures / "hf").encode(TEXTS[0])
-    tokenizer_json(added_tokens=[tokenizer_json.end, {"id": 520, "content": "<pad>"}])
-    with pytest.raises(ValueError, match="the vocabulary has 521 entries, but the model 520"):
-        convert(tmp_path, tmp_path / "m.npz")
-    (tmp_path / "vocab.json").write_bytes((fixtures / "hf" / "vocab.json").read_bytes())
-    (tmp_path / "merges.txt").write_bytes((fixtures / "hf" / "merges.txt").read_bytes())
-    assert convert(tmp_path, tmp_path / "m.npz").has_vocabulary

@@ -60,9 +60,18 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def add_prompt(parser: Parser, help: str) -> None:
-    """The options that `read_prompt` reads."""
+    """The options that `read_prompt` reads, and how its text is."""
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=help)
     parser.add_argument("--file", type=Path, metavar="PATH", help="read the prompt from a file (UTF-8)")
+    add_allow_special(parser)
+
+
+def add_allow_special(parser: Parser) -> None:
+    parser.add_argument(
+        "--allow-special",
+        action="store_true",
+        help="special tokens in the text, such as <|endoftext|>, are tokens, not text",
+    )
 
 
 def add_model(parser: Parser) -> None:
@@ -98,6 +107,17 @@ def add_model_to_run(parser: Parser) -> None:
 
 def open_model(args: argparse.Namespace) -> GPT2:
     return load(args.model, args.models_dir, threads=args.threads)
+
+
+def warn_of_special(model: GPT2, prompt: str, args: argparse.Namespace) -> bool:
+    """Say so where a prompt spells out special tokens, and isn't told to read them as such; returns whether it does."""
+    found = [] if args.allow_special else model.tokenizer.find_special(prompt)
+    if found:
+        print(
+            f"npgpt2: {', '.join(found)} in the prompt is read as text; --allow-special reads it as the token",
+            file=sys.stderr,
+        )
+    return bool(found)
 
 
 def add_distribution(parser: Parser, temperature: float) -> None:

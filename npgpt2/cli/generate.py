@@ -15,6 +15,7 @@ from npgpt2.cli.common import (
     Commands,
     Parser,
     Write,
+    add_allow_special,
     add_command,
     add_distribution,
     add_model_to_run,
@@ -24,6 +25,7 @@ from npgpt2.cli.common import (
     open_model,
     open_output,
     read_prompt,
+    warn_of_special,
 )
 from npgpt2.engine import Settings, samples, stream
 
@@ -42,6 +44,19 @@ def add_commands(commands: Commands[Parser]) -> None:
     add_sampling(parser, 40, 0.0, 1)
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--ignore-eot", action="store_true", help="go on when the model ends the text")
+    parser.add_argument(
+        "--skip-special",
+        action="store_const",
+        const=True,
+        help="leave special tokens out of the text, as the one that ends it is anyway",
+    )
+    parser.add_argument(
+        "--keep-special",
+        dest="skip_special",
+        action="store_const",
+        const=False,
+        help="keep even the token that ends the text",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to a file, once all is done")
 
     parser = add_command(
@@ -53,7 +68,7 @@ def add_commands(commands: Commands[Parser]) -> None:
     )
     add_model_to_run(parser)
     add_sampling(parser, None, 1.0, 0, "the model's n_ctx")
-    parser.set_defaults(stop=[], ignore_eot=True, output=None)
+    parser.set_defaults(stop=[], ignore_eot=True, skip_special=None, allow_special=False, output=None)
 
     parser = add_command(
         commands,
@@ -64,7 +79,8 @@ def add_commands(commands: Commands[Parser]) -> None:
     )
     add_model_to_run(parser)
     add_sampling(parser, None, 1.0, 1, "half of the model's n_ctx")
-    parser.set_defaults(stop=[], ignore_eot=True, output=None)
+    add_allow_special(parser)
+    parser.set_defaults(stop=[], ignore_eot=True, skip_special=None, output=None)
 
 
 def add_sampling(
@@ -98,6 +114,7 @@ def run_generate(args: argparse.Namespace) -> None:
         args.parser.error("argument --stop: is empty, which would end every text at once")
     prompt = read_prompt(args)
     model = open_model(args)
+    warn_of_special(model, prompt, args)
     with open_output(args.output) as write:
         write_samples(Engine(model, args.batch_size), prompt, args, write, headed=args.nsamples != 1)
 
@@ -120,6 +137,7 @@ def run_interactive(args: argparse.Namespace) -> None:
         with suppress(ImportError):  # Windows edits lines by itself
             import readline  # noqa: F401, lets input() edit lines and bring back earlier ones
     engine = Engine(model, args.batch_size)  # whose slots remember what a prompt has in common with the last ones
+    warned = False
     for answered in count():
         try:
             while not (prompt := input("Model prompt >>> ").removesuffix("\r")):
@@ -129,6 +147,8 @@ def run_interactive(args: argparse.Namespace) -> None:
             return
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input: not UTF-8 at byte {error.start} of what was read last") from None
+        if not warned:
+            warned = warn_of_special(model, prompt, args)
         # Samples are numbered through the whole session, so that a seed doesn't give one prompt one answer for ever.
         with open_output(None) as write:
             write_samples(engine, prompt, args, write, first=answered * args.nsamples)
@@ -151,6 +171,8 @@ def write_samples(
         "seed": args.seed,
         "stop": args.stop,
         "ignore_eot": args.ignore_eot,
+        "allow_special": args.allow_special,
+        "skip_special": args.skip_special,
     }
 
     def header(number: int) -> str:

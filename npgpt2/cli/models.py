@@ -34,7 +34,15 @@ def add_commands(commands: Commands[Parser]) -> None:
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="the folder, or a checkpoint such as run1/model-40")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="default: SRC.npz, beside SRC")
-    parser.add_argument("--vocab", type=Path, metavar="DIR", help="the folder with the vocabulary (default: SRC)")
+    vocabulary = parser.add_mutually_exclusive_group()
+    vocabulary.add_argument("--vocab", type=Path, metavar="DIR", help="the folder with the vocabulary (default: SRC)")
+    vocabulary.add_argument(
+        "--no-vocab",
+        dest="vocab",
+        action="store_const",
+        const=False,
+        help="without a vocabulary, for use with token ids",
+    )
     parser.add_argument(
         "--n-head", type=at_least(1), metavar="N", help="attention heads, where SRC has no hparams.json"
     )
@@ -81,7 +89,21 @@ def run_info(args: argparse.Namespace) -> None:
         "type": weights.dtype,
         "vocabulary": vocabulary,
     }
+    special = model.special
+    if special.unused:
+        rows["unused rows"] = f"{sum(last - first for first, last in special.unused):,}, of no token"
+    if special.added:
+        rows["added"] = ", ".join(f"{token.text} ({token.id})" for token in special.added)
+    roles = {"begins with": special.begin, "ends with": special.end, "padded with": special.pad}
+    rows |= {role: _named(model, tokens) for role, tokens in roles.items() if tokens is not None}
     print("\n".join(f"{name:<11} {value}" for name, value in rows.items()))
+
+
+def _named(model: GPT2, tokens: int | tuple[int, ...]) -> str:
+    """Token ids, and what they say where there is a vocabulary."""
+    ids = (tokens,) if isinstance(tokens, int) else tokens
+    known = isinstance(model.weights, Weights) and model.weights.vocabulary()
+    return ", ".join(f"{model.tokenizer.decode([token])} ({token})" if known else str(token) for token in ids) or "none"
 
 
 def run_models(args: argparse.Namespace) -> None:
@@ -106,7 +128,9 @@ def run_convert(args: argparse.Namespace) -> None:
         args.parser.error(f"argument -o: {args.output} doesn't end in .npz")
     converted = convert(args.source, args.output, args.vocab, args.n_head, args.dtype)
     print(f"{converted.path}: {converted.path.stat().st_size:,} bytes, {converted.hparams}")
-    if not converted.has_vocabulary:
+    for note in converted.notes:
+        print(f"npgpt2: {note}", file=sys.stderr)
+    if not converted.has_vocabulary and args.vocab is not False:
         print(
             f"npgpt2: warning: {converted.path} has no vocabulary, so that it can't be used with text;"
             " convert again with --vocab DIR, a folder with encoder.json and vocab.bpe",

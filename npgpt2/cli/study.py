@@ -24,6 +24,7 @@ from npgpt2.cli.common import (
     make_sampling,
     open_model,
     read_prompt,
+    warn_of_special,
 )
 from npgpt2.files import read_text_pieces, replacing
 from npgpt2.models import find_model
@@ -138,8 +139,9 @@ def run_next(args: argparse.Namespace) -> None:
     sampling = make_sampling(args)
     prompt = read_prompt(args)
     model = open_model(args)
-    logits = model.next_logits(prompt)
-    for token, probability in sampling.likeliest(logits, args.top):
+    warn_of_special(model, prompt, args)
+    logits = model.next_logits(prompt, args.allow_special)
+    for token, probability in sampling.likeliest(logits, args.top, model.drawable):
         text = json.dumps(model.tokenizer.decode([token]), ensure_ascii=False)
         print(f"{probability:>7.2%} {token:>6}  {text:<20} {'█' * round(40 * probability)}".rstrip())
 
@@ -149,7 +151,8 @@ def run_inspect(args: argparse.Namespace) -> None:
 
     prompt = read_prompt(args)
     model = open_model(args)
-    trace = model.trace(model.prompt_tokens(prompt), attention=True, residual=True)
+    warn_of_special(model, prompt, args)
+    trace = model.trace(model.prompt_tokens(prompt, args.allow_special), attention=True, residual=True)
     page = make_report(trace, model.tokenizer, find_model(args.model, args.models_dir).stem).encode("utf-8")
     with replacing(args.output) as file:
         file.write(page)

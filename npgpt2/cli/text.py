@@ -7,7 +7,16 @@ import re
 from pathlib import Path
 
 from npgpt2 import Tokenizer, load
-from npgpt2.cli.common import Commands, Parser, add_command, add_model, at_least, read_text, write_stdout
+from npgpt2.cli.common import (
+    Commands,
+    Parser,
+    add_allow_special,
+    add_command,
+    add_model,
+    at_least,
+    read_text,
+    write_stdout,
+)
 from npgpt2.files import decode_utf8
 
 
@@ -22,7 +31,7 @@ def add_commands(commands: Commands[Parser]) -> None:
     )
     parser.add_argument("text", nargs="*", metavar="TEXT|PATH", help="the text, or with -o the files")
     parser.add_argument("--file", type=Path, metavar="PATH", help="read the text from a file (UTF-8)")
-    parser.add_argument("--allow-special", action="store_true", help="<|endoftext|> in the text is the token, not text")
+    add_allow_special(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.npz", help="write a training set")
     parser.add_argument(
         "--combine",

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from npgpt2.convert.sources import Bytes, Source, find_hparams, find_vocabulary, open_source
+from npgpt2.convert.sources import Bytes, Source, find_hparams, open_source
+from npgpt2.convert.vocabulary import find_vocabulary, read_roles, to_store
 from npgpt2.formulas import Array
 from npgpt2.model import HParams, variable_shapes
 from npgpt2.weights import all_finite
@@ -42,17 +43,18 @@ def _read_variables(source: Source, shapes: dict[str, tuple[int, ...]]) -> Itera
 
 
 class Converted(NamedTuple):
-    """What `convert` wrote, and whether it found a vocabulary to go with it."""
+    """What `convert` wrote, whether it found a vocabulary to go with it, and sentences about what it found."""
 
     path: Path
     hparams: HParams
     has_vocabulary: bool
+    notes: tuple[str, ...] = ()
 
 
 def convert(
     source: Path,
     output: Path | None = None,
-    vocabulary: Path | None = None,
+    vocabulary: Path | Literal[False] | None = None,
     n_head: int | None = None,
     dtype: str = "float32",
 ) -> Converted:
@@ -60,7 +62,7 @@ def convert(
 
     source: a folder, or a checkpoint's prefix (`run1/model-40`) or file · output: the `.npz` to write, replaced if it
     is there; by default the source's name beside it · vocabulary: the folder of `encoder.json` and `vocab.bpe` (or
-    `vocab.json` and `merges.txt`, or `tokenizer.json`), by default the source's · n_head: see `find_hparams` ·
+    of transformers' files), by default the source's; False for none · n_head: see `find_hparams` ·
     dtype: see `writer.write`.
 
     Everything is checked on the way: checksums, that no variable is missing or has a shape that doesn't fit the
@@ -77,12 +79,13 @@ def convert(
             raise ValueError(
                 f"{opened.path}: variable {name} has shape {shortened(found)}, where {shape} is expected ({hparams})"
             )
-    texts = find_vocabulary(vocabulary or opened.folder, hparams.n_vocab)
+    texts = None if vocabulary is False else find_vocabulary(vocabulary or opened.folder, hparams.n_vocab)
     if texts is None and vocabulary:
         raise FileNotFoundError(f"{vocabulary}: holds no vocabulary (encoder.json and vocab.bpe)")
     if output is None:
         named = opened.path if source.is_file() else source
         named = named if named.name not in ("", "..") else named.resolve()
         output = named.with_name(named.name + ".npz")
-    write(output, hparams, _read_variables(opened, shapes), texts, dtype)
-    return Converted(output, hparams, texts is not None)
+    special = to_store(texts, read_roles(opened.folder, hparams.n_vocab))
+    write(output, hparams, _read_variables(opened, shapes), texts[:2] if texts else None, dtype, special)
+    return Converted(output, hparams, texts is not None, texts.notes if texts else ())

@@ -1,4 +1,4 @@
-"""Reads what Hugging Face's `transformers` saves of a GPT-2: `config.json`, `model.safetensors`, `tokenizer.json`.
+"""Reads what Hugging Face's `transformers` saves of a GPT-2: `config.json` and `model.safetensors`.
 
 A safetensors file is a JSON header, which says each tensor's type, shape and place, and then the numbers. What
 becomes of them is in `sources.py`.
@@ -6,7 +6,6 @@ becomes of them is in `sources.py`.
 
 from __future__ import annotations
 
-import json
 import re
 from math import prod
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy.typing as npt
 
 from npgpt2.files import parse_json_object, read_bounded
 from npgpt2.model import HParams
-from npgpt2.tokenizer import BYTE_CHARACTERS
 from npgpt2.weights.hparams import checked
 
 Bytes = npt.NDArray[np.uint8]
@@ -45,18 +43,6 @@ HPARAMS = {
     "n_head": "n_head",
     "n_layer": "n_layer",
 }
-# Likewise for the parts of tokenizer.json that change the tokens.
-PLAIN_TOKENIZER: dict[str, dict[str, tuple[Any, ...]]] = {
-    "model": {
-        "type": ("BPE",),
-        "dropout": (None, 0),
-        "continuing_subword_prefix": (None, ""),
-        "end_of_word_suffix": (None, ""),
-        "byte_fallback": (False,),
-        "ignore_merges": (False,),
-    },
-    "pre_tokenizer": {"type": ("ByteLevel",), "add_prefix_space": (False,), "use_regex": (True,)},
-}
 
 
 def _require_plain(values: dict[str, Any], plain: dict[str, tuple[Any, ...]], source: str) -> None:
@@ -82,41 +68,6 @@ def read_config(path: Path) -> HParams:
         raise ValueError(f"{path}: {error}") from None
     _require_plain(config, {"n_inner": (4 * hparams.n_embd, None)}, str(path))
     return hparams
-
-
-def read_tokenizer(path: Path) -> tuple[bytes, bytes]:
-    """The vocabulary in a `tokenizer.json`, as what `encoder.json` and `vocab.bpe` would hold.
-
-    ValueError where it describes anything but a byte pair encoding as GPT-2's. Whether vocabulary and merges belong
-    together is for `Tokenizer` to find out.
-    """
-    tokenizer = parse_json_object(read_bounded(path), str(path))
-    _require_plain(tokenizer, {"normalizer": (None,)}, str(path))
-    for name, plain in PLAIN_TOKENIZER.items():
-        if not isinstance(part := tokenizer.get(name), dict):
-            raise ValueError(f"{path}: {name} is {shortened(part)}; this is not GPT-2's kind of vocabulary")
-        _require_plain(part, plain, f"{path}: {name}")
-    bpe, added = tokenizer["model"], tokenizer.get("added_tokens", [])
-    vocab, merges = bpe.get("vocab"), bpe.get("merges")
-    if not isinstance(vocab, dict) or not all(type(token) is int for token in vocab.values()):
-        raise ValueError(f"{path}: model has no vocab that numbers its tokens")
-    if not isinstance(merges, list) or not isinstance(added, list):
-        raise ValueError(f"{path}: merges or added_tokens is not a list")
-    lines = ["#version: 0.2"]
-    for merge in merges:  # "a b", or in newer files ["a", "b"]
-        line = " ".join(merge) if isinstance(merge, list) and all(isinstance(part, str) for part in merge) else merge
-        if not isinstance(line, str) or not re.fullmatch(r"\S+ \S+", line):
-            raise ValueError(f"{path}: merges has {shortened(merge)}, where two tokens are expected")
-        lines.append(line)
-    for entry in added:
-        token, text = (entry.get("id"), entry.get("content")) if isinstance(entry, dict) else (None, None)
-        if type(token) is not int or not isinstance(text, str):
-            raise ValueError(f"{path}: added_tokens has {shortened(entry)}, where an id and a content are expected")
-        if text not in vocab:  # where each character stands for a byte, while this is plain text
-            text = "".join(BYTE_CHARACTERS[byte] for byte in text.encode("utf-8", "surrogatepass"))
-        if vocab.setdefault(text, token) != token:
-            raise ValueError(f"{path}: {shortened(text)} has the numbers {vocab[text]} and {token}")
-    return json.dumps(vocab).encode(), "\n".join([*lines, ""]).encode("utf-8", "surrogatepass")
 
 
 class Tensor(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a path holds that is to be converted: which kind of model, of which sizes, and with which vocabulary."""
+"""What a path holds that is to be converted: which kind of model, and of which sizes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2.convert.checkpoint import Checkpoint, find_prefix
-from npgpt2.convert.huggingface import HuggingFaceModel, read_tokenizer
+from npgpt2.convert.huggingface import HuggingFaceModel
 from npgpt2.files import read_bounded
-from npgpt2.kernels import Tokenizer
 from npgpt2.model import HParams
-from npgpt2.tokenizer import read_vocabulary
 from npgpt2.weights.hparams import checked, parse_hparams
 
 Bytes = npt.NDArray[np.uint8]
@@ -92,19 +90,3 @@ def find_hparams(source: Source, n_head: int | None) -> HParams:
             f"{source.path}: holds {len(layers)} layers, but n_layer is {source.hparams.n_layer} in its hyperparameters"
         )
     return source.hparams
-
-
-def find_vocabulary(folder: Path, n_vocab: int) -> tuple[bytes, bytes] | None:
-    """The contents of `encoder.json` and `vocab.bpe` for the vocabulary in a folder; None where it has none.
-
-    A vocabulary that is damaged or doesn't have `n_vocab` entries raises ValueError.
-    """
-    texts, newer = read_vocabulary(folder), folder / "tokenizer.json"
-    if texts is None and newer.is_file():
-        texts = read_tokenizer(newer)
-    if texts is not None and (found := len(Tokenizer(*texts, source=str(folder)))) != n_vocab:
-        raise ValueError(
-            f"{folder}: the vocabulary has {found} entries, but the model {n_vocab};"
-            " give the right one with --vocab DIR"
-        )
-    return texts

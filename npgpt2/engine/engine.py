@@ -22,8 +22,9 @@ from npgpt2.engine.sequence import Sequence
 from npgpt2.formulas import Array
 from npgpt2.kernels import Matrices
 from npgpt2.model import HParams
-from npgpt2.sampling import check_whole
+from npgpt2.sampling import Ids, check_whole
 from npgpt2.tokenizer import Tokenizer
+from npgpt2.vocabulary import SpecialTokens
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,7 +44,11 @@ class Model(Protocol):
     def matrices(self) -> Matrices: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
-    def prompt_tokens(self, prompt: Prompt, /) -> list[int]: ...
+    @property
+    def special(self) -> SpecialTokens: ...
+    @property
+    def drawable(self) -> Ids | None: ...
+    def prompt_tokens(self, prompt: Prompt, allow_special: bool, /) -> list[int]: ...
 
 
 class Engine:
@@ -72,6 +77,9 @@ class Engine:
         self.model = model
         self.slots, self.chunk = slots, chunk
         self._tokenizer = model.tokenizer if text else None
+        self._ends = model.special.end or ()
+        if model.special.end is None and self._tokenizer and self._tokenizer.end_of_text is not None:
+            self._ends = (self._tokenizer.end_of_text,)
         self._cache = Slots(model.hparams, slots)
         self._idle = list(range(slots))  # from the one that was left longest ago
         self._kept: list[list[int]] = [[] for _ in range(slots)]  # what was read of whom a slot was left by
@@ -104,13 +112,13 @@ class Engine:
         `Limits`. What is wrong with them raises ValueError or TypeError.
         """
         sampling, limits = parse_settings(settings)
-        request = Request(self.model.prompt_tokens(prompt), sampling, limits)
+        request = Request(self.model.prompt_tokens(prompt, limits.allow_special), sampling, limits)
         n_ctx = self.model.hparams.n_ctx
         if limits.prompt_logprobs is not None and len(request.prompt) > n_ctx:
             raise ValueError(f"prompt_logprobs of {len(request.prompt)} tokens, more than the model's n_ctx of {n_ctx}")
         if limits.stop and self._tokenizer is None:
             raise ValueError("stop strings need an engine whose requests have text")
-        self._submitted.append(Sequence(request, self._tokenizer, n_ctx))
+        self._submitted.append(Sequence(request, self._tokenizer, self._ends, n_ctx))
         return request
 
     def cancel(self, request: Request) -> None:
@@ -232,12 +240,14 @@ class Engine:
                 if not sequence.read:
                     request.prompt_logprobs.append(LogProb(request.prompt[0], None, []))
                 targets = request.prompt[sequence.read + 1 : sequence.read + sequence.reads + 1]
-                request.prompt_logprobs += log_probs(logits, targets, request.limits.prompt_logprobs)
+                request.prompt_logprobs += log_probs(
+                    logits, targets, request.limits.prompt_logprobs, self.model.drawable
+                )
             sequence.read += sequence.reads
             if sequence.unread:
                 return
             for row, guess in zip(logits[-1 - len(guessed) :], [*guessed, None], strict=True):
-                token = request.sampling.choose(row, sequence.rng)
+                token = request.sampling.choose(row, sequence.rng, self.model.drawable)
                 sequence.sound = sequence.read
                 self._append(sequence, token, row)
                 if token != guess or request.finish_reason:
@@ -253,7 +263,7 @@ class Engine:
         """Add the token that was chosen from logits (V,)."""
         request = sequence.request
         if request.limits.logprobs is not None:
-            request.logprobs += log_probs(logits[None], [token], request.limits.logprobs)
+            request.logprobs += log_probs(logits[None], [token], request.limits.logprobs, self.model.drawable)
         piece, reason = sequence.append(token)
         if reason:
             self._finish(sequence, token, reason, piece)

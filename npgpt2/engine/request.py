@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from npgpt2.formulas import Array
-from npgpt2.sampling import Sampling, SamplingSettings, check_finite, check_whole, log_softmax
+from npgpt2.sampling import Ids, Sampling, SamplingSettings, check_finite, check_whole, log_softmax
 
 FinishReason: TypeAlias = Literal["length", "stop", "end", "cancelled", "error"]
 
@@ -20,6 +20,8 @@ class Settings(SamplingSettings, total=False):
     length: int
     stop: str | Sequence[str]
     ignore_eot: bool
+    allow_special: bool
+    skip_special: bool | None
     guess: bool
     logprobs: int | None
     prompt_logprobs: int | None
@@ -27,18 +29,22 @@ class Settings(SamplingSettings, total=False):
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a text ends, and what is kept of it.
+    """How the prompt is read, where its text ends, and what is kept of it.
 
-    length: how many tokens to generate at most · stop: strings before which the text ends · ignore_eot: go on past
-    `<|endoftext|>`, with which the model ends a text · guess: whether tokens may be guessed ahead where a text repeats
-    itself, which changes nothing but the time (see `guesses.py`) · logprobs: keep the log-probability of each token,
-    and of so many of the likeliest beside it; None keeps none · prompt_logprobs: the same for the prompt's tokens.
-    Values out of range raise ValueError.
+    length: how many tokens to generate at most · stop: strings before which the text ends · ignore_eot: go on past the
+    tokens with which the model ends a text, such as `<|endoftext|>` · allow_special: whether `<|endoftext|>` and the
+    model's other special tokens in a prompt's text are those tokens, or text like any other · skip_special: leave all
+    special tokens out of the text (True), or none (False); by default, the one that ends it alone · guess: whether
+    tokens may be guessed ahead where a text repeats itself, which changes nothing but the time (see `guesses.py`) ·
+    logprobs: keep the log-probability of each token, and of so many of the likeliest beside it; None keeps none ·
+    prompt_logprobs: the same for the prompt's tokens. Values out of range raise ValueError.
     """
 
     length: int = 40
     stop: str | Sequence[str] = ()
     ignore_eot: bool = False
+    allow_special: bool = False
+    skip_special: bool | None = None
     guess: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -48,6 +54,9 @@ class Limits:
         for name in ("logprobs", "prompt_logprobs"):
             if (number := getattr(self, name)) is not None:
                 check_whole(name, number, 0, ", or None for none")
+        for name in ("ignore_eot", "allow_special", "skip_special", "guess"):
+            if type(value := getattr(self, name)) is not bool and (name, value) != ("skip_special", None):
+                raise TypeError(f"{name} is {value!r}, where True or False is expected")
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, Iterable):
             raise TypeError(f"stop is {self.stop!r}, where a string or several are expected")
@@ -85,11 +94,11 @@ class LogProb(NamedTuple):
     top: list[tuple[int, float]]
 
 
-def log_probs(logits: Array, tokens: Sequence[int], most: int | None) -> list[LogProb]:
+def log_probs(logits: Array, tokens: Sequence[int], most: int | None, among: Ids | None = None) -> list[LogProb]:
     """How likely tokens are, and the likeliest beside each.
 
-    logits: (M, V), of which the first len(tokens) are used · most: how many of the likeliest. Logits that are not
-    finite raise ValueError.
+    logits: (M, V), of which the first len(tokens) are used · most: how many of the likeliest · among: the ids that
+    those are of, by default all. Logits that are not finite raise ValueError.
 
     >>> log_probs(np.float32([[0, 0, -1000]]), [1], most=1)[0].top[0][0]
     0
@@ -99,10 +108,12 @@ def log_probs(logits: Array, tokens: Sequence[int], most: int | None) -> list[Lo
     for row, token in zip(logits, tokens, strict=False):
         scores = log_softmax(row)
         top: list[tuple[int, float]] = []
-        if most := min(most or 0, scores.size):
-            likely = np.flatnonzero(scores >= np.partition(scores, -most)[-most])
-            likely = likely[np.argsort(-scores[likely], kind="stable")][:most]
-            top = list(zip(likely.tolist(), scores[likely].tolist(), strict=True))
+        known = scores if among is None else scores[among]
+        if most := min(most or 0, known.size):
+            likely = np.flatnonzero(known >= np.partition(known, -most)[-most])
+            likely = likely[np.argsort(-known[likely], kind="stable")][:most]
+            ids = likely if among is None else among[likely]
+            top = list(zip(ids.tolist(), known[likely].tolist(), strict=True))
         found.append(LogProb(token, float(scores[token]), top))
     return found
 
@@ -113,7 +124,7 @@ class Request:
 
     prompt: the tokens that it begins with · sampling, limits: its settings · tokens: those that were generated, the end
     token included · pieces, text: what they say, as far as it is certain, up to the end token or a stop string ·
-    finish_reason: why it ended: "length", "stop" (a stop string), "end" (`<|endoftext|>`), "cancelled" or "error";
+    finish_reason: why it ended: "length", "stop" (a stop string), "end" (by the model), "cancelled" or "error";
     None while it runs · error: what went wrong with this one · logprobs, prompt_logprobs: of each token, where asked
     for
     """

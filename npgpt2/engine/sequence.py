@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from npgpt2.engine.guesses import Lookup
 from npgpt2.engine.request import FinishReason, Request
 from npgpt2.engine.text import TextStream
@@ -43,7 +45,7 @@ class Sequence:
     tokens the next pass reads, and guessed: what it reads beyond the last one, in case it follows
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer | None, n_ctx: int) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer | None, ends: Container[int], n_ctx: int) -> None:
         self.request = request
         self.tokens = list(request.prompt)
         self.rng = request.sampling.generator()
@@ -52,7 +54,8 @@ class Sequence:
         self.guessed: list[int] = []
         self._n_ctx = n_ctx
         self._text = TextStream(tokenizer, tuple(request.limits.stop)) if tokenizer else None
-        self._end = tokenizer.end_of_text if tokenizer and not request.limits.ignore_eot else None
+        self._ends = () if request.limits.ignore_eot else ends
+        self._silent = tokenizer.special_ids if tokenizer and request.limits.skip_special else ()
         self._lookup, self._looked_up = Lookup(), 0
         self.make_room()
 
@@ -110,13 +113,14 @@ class Sequence:
         self.tokens.append(token)
         request.tokens.append(token)
         reason: FinishReason | None = "length" if len(request.tokens) == request.limits.length else None
-        piece = ""
-        if token == self._end:
+        if token in self._ends:
             reason = "end"
-        elif self._text is not None:
-            piece = self._text.push(token)
-            reason = "stop" if self._text.done else reason
-        return piece, reason
+            if request.limits.skip_special is not False:
+                return "", reason
+        if self._text is None or token in self._silent:
+            return "", reason
+        piece = self._text.push(token)
+        return piece, "stop" if self._text.done else reason
 
     def finish(self) -> str:
         """The text that was held back, in case it went on."""

@@ -67,8 +67,8 @@ def samples(
     """
     check_whole("nsamples", nsamples, 0)
     check_whole("first", first, 0)
-    parse_settings(settings)  # so that what is wrong is said here, and not when the first text is asked for
-    tokens = engine.model.prompt_tokens(prompt)
+    # So that what is wrong is said here, and not when the first text is asked for.
+    tokens = engine.model.prompt_tokens(prompt, parse_settings(settings)[1].allow_special)
 
     def texts() -> Iterator[str]:
         numbers = iter(range(first, first + nsamples) if nsamples else count(first))

@@ -15,6 +15,7 @@ from operator import lt
 
 from npgpt2 import tokenizer as plain
 from npgpt2.tokenizer import WORDS, Pair
+from npgpt2.vocabulary import SpecialTokens
 
 # WORDS on ASCII, where Python's own `re` finds words about twice as fast. Its white space would be four more.
 ASCII_WORDS = re.compile(
@@ -111,15 +112,19 @@ class _Cache(dict[str, tuple[int, ...]]):
 class Tokenizer(plain.Tokenizer):
     """Encodes text as token ids, and decodes them.
 
-    encoder_json, vocab_bpe: the contents of the two files · source: what to call them in errors. Files that are
-    damaged, or don't belong together, raise ValueError. `len()` is the number of tokens.
+    encoder_json, vocab_bpe: the contents of the two files · source: what to call them in errors · special: the tokens
+    that byte pair encoding doesn't make; by default `<|endoftext|>`, if it is there. Files that are damaged, or don't
+    belong together, raise ValueError. `len()` is the number of tokens, or one more than the highest where numbers are
+    left out. `end_of_text` is `<|endoftext|>`, or None.
 
     >>> tokenizer.encode("A language model")                         # `tokenizer` is that of the tests' small model
     [32, 514, 352]
     """
 
-    def __init__(self, encoder_json: bytes, vocab_bpe: bytes, source: str = "vocabulary") -> None:
-        super().__init__(encoder_json, vocab_bpe, source)
+    def __init__(
+        self, encoder_json: bytes, vocab_bpe: bytes, source: str = "vocabulary", special: SpecialTokens | None = None
+    ) -> None:
+        super().__init__(encoder_json, vocab_bpe, source, special)
         self._in_order = all(map(lt, self._made, self._made[1:])) and all(
             left < token > right for (left, right), token in zip(self._ranks, self._made, strict=True)
         )

@@ -71,7 +71,7 @@ def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
         "shown": arrays["likeliest"].shape[1],
         "steps_of_attention": levels,
         "letters": letters,
-        "texts": {token: tokenizer.decode_bytes([token]).decode("latin-1") for token in used.tolist()},
+        "texts": {token: _text(tokenizer, token) for token in used.tolist()},
         "steps": steps,
         "sources": {kernel: inspect.getsource(_function(kernel)) for part in steps for _, kernel, _ in part},
         "notes": _notes(arrays, letters["V"], levels, H, error),
@@ -109,6 +109,11 @@ def forward_steps(L: int, T: int, C: int, H: int, D: int, V: int) -> list[list[t
             ("logits: times wteᵀ", "linear", f"({T}, {C}) → ({T}, {V})"),
         ],
     ]
+
+
+def _text(tokenizer: Tokenizer, token: int) -> str:
+    """A token's bytes as characters; none for a row that no token has, which may be among the likeliest as well."""
+    return tokenizer.decode_bytes([token]).decode("latin-1") if token in tokenizer else ""
 
 
 def _function(kernel: str) -> Any:

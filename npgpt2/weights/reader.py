@@ -3,7 +3,8 @@
 An `.npz` is a zip file of `.npy` files. Ours stores each of the model's variables uncompressed, with its numbers at an
 offset that is a multiple of 64 bytes, so that the file can be mapped into memory and used as it lies there: nothing is
 copied, and processes that run the same model share its pages. `hparams.json` says the model's sizes; `encoder.json`
-and `vocab.bpe` are its vocabulary, where known. `writer.py` writes such files.
+and `vocab.bpe` are its vocabulary, where known, and `special_tokens.json` what those two don't say, if there is any.
+`writer.py` writes such files.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from npgpt2.files import TEXT_FILE_LIMIT
 from npgpt2.model import variable_shapes
+from npgpt2.vocabulary import SpecialTokens
 from npgpt2.weights.archive import CHUNK, Archive, Damaged, Member
 from npgpt2.weights.hparams import parse_hparams
 from npgpt2.weights.int8 import SCALES, by_output, is_quantizable, quantize
@@ -35,6 +37,7 @@ NPY_HEADER_LIMIT = 10_000
 # with the scales of its rows beside it: see `int8.py`.
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
+SPECIAL_FILE = "special_tokens.json"
 # What reading a header of nonsense raises.
 _HEADER_ERRORS = (
     Damaged, struct.error, ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError, OverflowError
@@ -166,6 +169,13 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
     def parameters(self) -> int:
         """How many numbers the model consists of."""
         return sum(prod(shape) for shape in self.shapes.values())
+
+    @property
+    def special(self) -> SpecialTokens | None:
+        """What the file says of the model's tokens besides the two files of its vocabulary, if it does."""
+        if SPECIAL_FILE not in self._archive:
+            return None
+        return SpecialTokens.parse(self._text(SPECIAL_FILE), self.hparams.n_vocab, f"{self.path}: {SPECIAL_FILE}")
 
     def vocabulary(self) -> tuple[bytes, bytes] | None:
         """The contents of `encoder.json` and `vocab.bpe`, or None where the file has no vocabulary."""

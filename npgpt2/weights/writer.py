@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from npgpt2.files import replacing
 from npgpt2.model import HParams
+from npgpt2.vocabulary import SpecialTokens
 from npgpt2.weights.archive import CHUNK
 from npgpt2.weights.int8 import SCALES, by_output, is_quantizable, quantize
-from npgpt2.weights.reader import ALIGNMENT, DTYPES, VOCABULARY_FILES
+from npgpt2.weights.reader import ALIGNMENT, DTYPES, SPECIAL_FILE, VOCABULARY_FILES
 
 
 def write(
@@ -26,17 +27,21 @@ def write(
     arrays: Iterable[tuple[str, npt.NDArray[np.float32]]],
     vocabulary: tuple[bytes, bytes] | None,
     dtype: str = "float32",
+    special: SpecialTokens | None = None,
 ) -> None:
     """Write a model file; it appears at `path` once it is complete and on disk.
 
     arrays: pairs of name and float32 array, taken one at a time, so that a generator keeps memory small ·
     vocabulary: the contents of `encoder.json` and `vocab.bpe`, or None · dtype: float32; float16, which takes half
     the space and is widened into memory when it is used; or int8, which rounds the matrices to a quarter of the space
-    and is computed with as it is. The same input gives the same bytes.
+    and is computed with as it is · special: what the vocabulary's two files don't say. The same input gives the same
+    bytes.
     """
     with replacing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         members = dict(zip(VOCABULARY_FILES, vocabulary, strict=True)) if vocabulary else {}
         members = {"hparams.json": json.dumps(hparams._asdict()).encode()} | members
+        if special is not None:
+            members[SPECIAL_FILE] = special.to_json()
         for name, data in members.items():
             archive.writestr(_zip_info(name), data)
         for name, array in arrays:
