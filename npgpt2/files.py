@@ -6,13 +6,22 @@ Used by everything that touches the disk. It knows nothing of models.
 from __future__ import annotations
 
 import codecs
+import glob
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EFBIG, ENOSPC
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Any, BinaryIO
+
+try:
+    import fcntl
+
+    HAS_LOCKS = True
+except ImportError:  # Windows, where a file that is open can't be deleted
+    HAS_LOCKS = False
 
 # The largest real one is a vocabulary of 50,257 entries, 1 MB.
 TEXT_FILE_LIMIT = 32 * 2**20
@@ -41,19 +50,71 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise FileExistsError(f"{path}: is a device or a pipe, which can't be replaced by a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder, to write {path.name} in")
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    clear_left_behind(path)
+    temporary = _new_name(path)
     try:
-        with open(temporary, "xb") as file:
+        while (file := _create_locked(temporary)) is None:
+            temporary = _new_name(path)
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if HAS_LOCKS:  # while it is locked; elsewhere, a file that is open can't be renamed
+                os.replace(temporary, path)
+        if not HAS_LOCKS:
+            os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):  # it may be that this name can't be used at all
             temporary.unlink()
-        if isinstance(error, OSError) and (str(error.filename) == str(temporary) or error.errno in (ENOSPC, EFBIG)):
+        if isinstance(error, OSError) and (str(error.filename) == str(temporary) or _is_full_disk(error)):
             error.filename = str(path)
         raise
+
+
+def clear_left_behind(path: Path) -> None:
+    """Remove what `replacing` has left of writers of this file that were killed; those that live are left alone.
+
+    A writer that lives holds a lock on its file, which the system lets go of when it dies, wherever it runs. Where
+    there are no such locks, a file that is open can't be removed, and one that was written to a minute ago isn't about
+    to be renamed.
+    """
+    pattern = f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"
+    for left in path.parent.glob(pattern):
+        with suppress(OSError):
+            if left.is_symlink() or not left.is_file():
+                continue
+            if not HAS_LOCKS:
+                if time.time() - left.stat().st_mtime > 60:
+                    left.unlink()
+                continue
+            with open(left, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+
+
+def _new_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+
+
+def _create_locked(path: Path) -> BinaryIO | None:
+    """Create a file that nobody takes for one that was left behind; None where somebody did before it was locked."""
+    file = open(path, "xb")  # noqa: SIM115, the caller closes it
+    if HAS_LOCKS:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = path.exists()
+        except BlockingIOError:
+            found = False
+        except OSError:  # a disk without locks, on which nothing is cleared either
+            return file
+        if not found:
+            file.close()
+            return None
+    return file
+
+
+def _is_full_disk(error: OSError) -> bool:
+    return error.errno in (ENOSPC, EFBIG, EDQUOT)
 
 
 def read_bounded(path: Path, limit: int = TEXT_FILE_LIMIT) -> bytes:
@@ -67,6 +128,7 @@ def read_bounded(path: Path, limit: int = TEXT_FILE_LIMIT) -> bytes:
 
 def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
     """Parse UTF-8 JSON whose outermost value must be an object; `source` names it in errors (ValueError).
+
 
     >>> parse_json_object(b'{"n_ctx": 1024}', "hparams.json")
     {'n_ctx': 1024}

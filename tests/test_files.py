@@ -1,10 +1,16 @@
 """Reading within bounds, and writing whole files or none."""
 
+import errno
+import multiprocessing
 import os
 import stat
+import subprocess
+import sys
+import time
 
 import pytest
 
+from npgpt2 import files
 from npgpt2.files import decode_utf8, parse_json_object, read_bounded, replacing
 
 
@@ -72,7 +78,7 @@ def test_json_objects():
     assert parse_json_object(b'{"a": [1, "\xc3\xa9"]}', "x") == {"a": [1, "é"]}
 
 
-@pytest.mark.parametrize("data", [b"", b"[1", b"\xff{}", b"{'a': 1}", b"[" * 10**6, b'{"a": ' * 10**5, b"9" * 5000])
+@pytest.mark.parametrize("data", [b"", b"[1", b"\xff{}", b"{'a': 1}", b"[" * 10**5, b'{"a": ' * 10**5, b"9" * 5000])
 def test_what_is_no_json(data):
     with pytest.raises(ValueError, match="here: not valid JSON") as caught:
         parse_json_object(data, "here")
@@ -109,3 +115,104 @@ def test_what_a_link_points_to_is_replaced_and_not_the_link(tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "folder" / "file").read_bytes() == b"new"
     assert os.listdir(tmp_path / "folder") == ["file"]
+
+
+# ---- What writers leave behind that are killed
+
+WRITER = """
+import sys, time
+from npgpt2.files import *
+with replacing(Path(sys.argv[1])) as file:
+    file.write(b"half of it")
+    file.flush()
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def writer():
+    """writer(path): a process that is in the middle of writing a file."""
+    started = []
+
+    def start(path):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "writing\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_what_dead_writers_left_is_cleared_and_what_others_write_is_not(writer, tmp_path):
+    path, other = tmp_path / "a[1].npz", tmp_path / "b.npz"
+    for process in [writer(path) for _ in range(3)] + [writer(other)]:
+        process.kill()
+        process.wait()
+    alive = writer(path)
+    assert len(os.listdir(tmp_path)) == 2  # what the dead left of the other file, and what lives
+    write(path, b"new")
+    left = sorted(name.split(".")[1] for name in os.listdir(tmp_path) if name.endswith(".tmp"))
+    assert left == ["a[1]", "b"]
+    alive.kill()
+    alive.wait()
+    write(path, b"newer")
+    write(other, b"other")
+    assert sorted(os.listdir(tmp_path)) == ["a[1].npz", "b.npz"]
+    assert path.read_bytes() == b"newer"
+
+
+def test_what_only_looks_like_it_was_left_behind_stays(tmp_path):
+    names = [".a.tmp", ".a.0123456.tmp", ".a.0123456g.tmp", "a.01234567.tmp", ".aa.01234567.tmp", ".b.01234567.tmp"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / ".a.01234567.tmp").mkdir()
+    write(tmp_path / "a", b"new")
+    assert sorted(os.listdir(tmp_path)) == sorted(["a", ".a.01234567.tmp", *names])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_by_such_a_name_holds_nobody_up(tmp_path):
+    os.mkfifo(tmp_path / ".a.01234567.tmp")
+    write(tmp_path / "a", b"new")
+    assert sorted(os.listdir(tmp_path)) == [".a.01234567.tmp", "a"]
+
+
+def write_often(path, number):
+    for i in range(200):
+        write(path, b"%d %d" % (number, i))
+
+
+def test_writers_that_clear_at_once_do_not_take_each_others_files(tmp_path):
+    """Each looks for what was left behind while others have just made their files, or are about to rename them."""
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=write_often, args=(tmp_path / "a", number)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_without_locks_what_was_just_written_stays(tmp_path, monkeypatch):
+    """As on Windows, where files that are open can't be removed."""
+    monkeypatch.setattr(files, "HAS_LOCKS", False)
+    for name, age in ((".a.00000000.tmp", 30), (".a.11111111.tmp", 90)):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write(tmp_path / "a", b"new")
+    assert sorted(os.listdir(tmp_path)) == [".a.00000000.tmp", "a"]
+
+
+def test_a_disk_without_locks_is_written_to_and_not_cleared(tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / ".a.00000000.tmp").write_bytes(b"x")
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    write(tmp_path / "a", b"new")
+    assert sorted(os.listdir(tmp_path)) == [".a.00000000.tmp", "a"]
