@@ -25,6 +25,10 @@ except ImportError:  # Windows, where a file that is open can't be deleted
 
 # The largest real one is a vocabulary of 50,257 entries, 1 MB.
 TEXT_FILE_LIMIT = 32 * 2**20
+# How many values JSON may have, by the commas, colons and brackets in it, none of which stands for more than 90 bytes
+# of memory. A vocabulary of 50,257 tokens and its merges have 250,000 in `tokenizer.json`; no other file has 20,000.
+VALUES_LIMIT = 2**18
+VOCABULARY_VALUES_LIMIT = 2**21
 # Bytes of a text that are read at once.
 PIECE = 2**16
 
@@ -126,13 +130,16 @@ def read_bounded(path: Path, limit: int = TEXT_FILE_LIMIT) -> bytes:
     return data
 
 
-def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
+def parse_json_object(data: bytes, source: str, most: int = VALUES_LIMIT) -> dict[str, Any]:
     """Parse UTF-8 JSON whose outermost value must be an object; `source` names it in errors (ValueError).
 
+    most: how many values it may have, since each can take thirty times the memory of its text
 
     >>> parse_json_object(b'{"n_ctx": 1024}', "hparams.json")
     {'n_ctx': 1024}
     """
+    if sum(map(data.count, b",:[{")) > most:  # of those within strings too, which are few
+        raise ValueError(f"{source}: has more values than the {most:,} that such a file can have")
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

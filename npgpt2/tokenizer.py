@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import regex
 
-from npgpt2.files import parse_json_object
+from npgpt2.files import VOCABULARY_VALUES_LIMIT, parse_json_object
 from npgpt2.vocabulary import AddedToken, AddedTokens, Ranges, SpecialTokens, ranges_of, read_vocabulary
 
 Pair = tuple[int, int]
@@ -75,7 +75,7 @@ def _parse_tokens(encoder_json: bytes, source: str, gaps: bool) -> tuple[dict[st
 
     gaps: whether numbers may be left out
     """
-    ids = parse_json_object(encoder_json, f"{source}: encoder.json")
+    ids = parse_json_object(encoder_json, f"{source}: encoder.json", VOCABULARY_VALUES_LIMIT)
     numbers = set(ids.values()) if all(type(token) is int for token in ids.values()) else set()
     size = max(numbers, default=0) + 1 if gaps else len(ids)
     if len(numbers) != len(ids) or min(numbers, default=0) < 0 or max(numbers, default=0) >= min(size, 16 * len(ids)):
@@ -99,6 +99,8 @@ def _bytes_of(text: str) -> bytes:
 
 def _parse_merges(vocab_bpe: bytes, ids: Mapping[str, int], source: str) -> tuple[dict[Pair, int], list[int]]:
     """Where in the list each pair of tokens stands, and the token that is made in each place, as `merge` wants them."""
+    if vocab_bpe.count(b"\n") > VOCABULARY_VALUES_LIMIT:  # each takes twenty times the memory of its shortest text
+        raise ValueError(f"{source}: vocab.bpe has more than {VOCABULARY_VALUES_LIMIT:,} lines")
     try:
         lines = vocab_bpe.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:

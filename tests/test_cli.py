@@ -1,11 +1,13 @@
 """The commands, as a user runs them: what they print, what they read, how they fail, and with which status."""
 
+import copy
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from commands import failed
 import npgpt2
 from npgpt2 import Engine
 from npgpt2.cli.commands import build_parser, parse_arguments
+from npgpt2.convert import write_dataset
 from npgpt2.models import BUNDLED_FILE
 
 HEADER = f"{'=' * 40} SAMPLE {{}} {'=' * 40}\n"
@@ -277,11 +280,36 @@ def test_a_training_set_does_not_contain_itself_or_a_file_twice(run, model, tmp_
             assert archive.files == ["arr_0"]
 
 
+def write_tokens(path, tokens, method, shape=None, more=b""):
+    """A training set of one array, of which the header says this shape."""
+    with zipfile.ZipFile(path, "w", method) as archive, archive.open("arr_0.npy", "w") as file:
+        header = {"descr": tokens.dtype.str, "fortran_order": False, "shape": shape or tokens.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(tokens.tobytes() + more)
+
+
+def damage(path):
+    """Change a byte of the first member's."""
+    data = bytearray(path.read_bytes())
+    data[70] ^= 1
+    path.write_bytes(data)
+
+
 def test_a_training_set_of_what_is_none_is_refused_and_nothing_written(run, tiny, tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"PK")
     np.savez(tmp_path / "floats.npz", np.zeros(3))
     np.savez(tmp_path / "large.npz", np.array([520]))
     np.savez(tmp_path / "objects.npz", np.array([{}], object))
+    np.save(tmp_path / "bare.npy", np.arange(3))
+    (tmp_path / "bare.npy").rename(tmp_path / "bare.npz")
+    for method, name in ((zipfile.ZIP_LZMA, "lzma.npz"), (zipfile.ZIP_BZIP2, "bzip2.npz")):
+        write_tokens(tmp_path / name, np.arange(3), method)
+        damage(tmp_path / name)
+    write_tokens(tmp_path / "checksum.npz", np.arange(3), zipfile.ZIP_STORED)
+    damage(tmp_path / "checksum.npz")
+    write_tokens(tmp_path / "longer.npz", np.arange(3), zipfile.ZIP_STORED, more=b"x")
+    write_tokens(tmp_path / "claims.npz", np.arange(3), zipfile.ZIP_STORED, shape=(10**15,))
+    write_tokens(tmp_path / "negative.npz", np.arange(3), zipfile.ZIP_STORED, shape=(-(10**15),))
     (tmp_path / "model.npz").write_bytes(tiny.read_bytes())
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     before = sorted(os.listdir(tmp_path))
@@ -290,12 +318,47 @@ def test_a_training_set_of_what_is_none_is_refused_and_nothing_written(run, tiny
         ("floats.npz", "arr_0 is not a list of tokens"),
         ("large.npz", "tokens that are not in the vocabulary of 520"),
         ("objects.npz", "not a training set"),
+        ("bare.npz", "not a training set (File is not a zip file)"),
+        ("lzma.npz", "arr_0.npy is compressed in a way that NumPy doesn't use"),
+        ("bzip2.npz", "arr_0.npy is compressed in a way that NumPy doesn't use"),
+        ("checksum.npz", "not a training set (Bad CRC-32"),
+        ("longer.npz", "arr_0 holds more than its header says"),
+        ("claims.npz", "arr_0 is cut short"),
+        ("negative.npz", "arr_0 is cut short"),
         ("model.npz", "hparams.json is not a list of tokens"),
         ("latin.txt", "latin.txt: not UTF-8 at byte 3 (0xe9)"),
         ("missing*", "no such file"),
     ):
         assert failed(run("encode", tmp_path / name, "-o", tmp_path / "out.npz", "-m", "MODEL"), 1, message)
         assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
+def test_a_training_set_is_read_in_pieces_whatever_it_expands_to(dtype, model, tmp_path, allocated_peak):
+    """Files of some kilobytes that hold 12 to 48 MB."""
+    tokens = np.resize(np.arange(8, dtype=dtype), 6 * 2**20)
+    np.savez_compressed(tmp_path / "in.npz", tokens)
+    assert (tmp_path / "in.npz").stat().st_size < tokens.nbytes / 200
+    assert (
+        allocated_peak(lambda: write_dataset(tmp_path / "out.npz", [str(tmp_path / "in.npz")], model.tokenizer)) < 2**23
+    )
+    with np.load(tmp_path / "out.npz") as archive:
+        np.testing.assert_array_equal(archive["arr_0"], tokens.astype(np.int32), strict=True)
+
+
+def test_a_training_set_whose_members_lie_over_each_other_is_refused(model, tmp_path):
+    """A small file could list one member a million times."""
+    path = tmp_path / "in.npz"
+    write_tokens(path, np.zeros(10**6, np.int32), zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path, "a") as archive:
+        first = archive.infolist()[0]
+        for number in range(1, 100):
+            twin = copy.copy(first)
+            twin.filename = f"arr_{number}.npy"
+            archive.filelist.append(twin)
+        archive._didModify = True
+    with pytest.raises(ValueError, match=r"in\.npz: not a training set \([\d,]+ bytes that claim to hold 400,[\d,]+\)"):
+        write_dataset(tmp_path / "out.npz", [str(path)], model.tokenizer)
 
 
 # ---- inspect

@@ -91,6 +91,27 @@ def test_what_is_no_object(data, kind):
         parse_json_object(data, "here")
 
 
+@pytest.mark.parametrize("value", [b"[]", b"{}", b'{"":0}', b"1e9", b'"\xe6\x9d\xb1"', b"999"])
+def test_json_takes_no_more_memory_than_its_number_of_values_says(value, allocated_peak):
+    """Ten thousand of each, with room for a list that grows, and for the text itself."""
+    data = b'{"a": [' + b",".join([value] * 10_000) + b"]}"
+    signs = sum(data.count(sign) for sign in b",:[{")
+
+    assert allocated_peak(lambda: parse_json_object(data, "here", signs)) < 90 * signs + 4 * len(data)
+    with pytest.raises(ValueError, match=f"^here: has more values than the {signs - 1:,} that such a file can have$"):
+        parse_json_object(data, "here", signs - 1)
+
+
+def test_json_with_too_many_values_is_refused_before_it_takes_memory(allocated_peak):
+    data = b'{"a": [' + b"[]," * 10**6 + b"1]}"
+
+    def refused():
+        with pytest.raises(ValueError, match=r"^here: has more values than the 262,144"):
+            parse_json_object(data, "here")
+
+    assert allocated_peak(refused) < 100_000
+
+
 def test_utf_8():
     assert decode_utf8("é東".encode(), "here") == "é東"
     with pytest.raises(ValueError, match=r"here: not UTF-8 at byte 2 \(0xff\)"):

@@ -19,7 +19,9 @@ import pytest
 import writers
 from writers import SMALL, VOCABULARY, patched, random_arrays
 
+import npgpt2
 from npgpt2.model import HParams, variable_shapes
+from npgpt2.tokenizer import BYTE_CHARACTERS
 from npgpt2.weights import reader as weights
 from npgpt2.weights import writer
 from npgpt2.weights.reader import CHUNK, Weights
@@ -438,7 +440,7 @@ def test_missing_hparams_are_named(opened):
 
 @pytest.mark.parametrize("name", list(SMALL._asdict()))
 @pytest.mark.parametrize(
-    "value", [1.0, True, "8", 0, -1, 10**30, 2**31, None, [8], {}, float("nan"), float("inf"), "x" * 10**6]
+    "value", [1.0, True, "8", 0, -1, 10**30, 2**31, None, [8], {}, float("nan"), float("inf"), "x" * 10**4]
 )
 def test_hparams_with_silly_values_are_refused(name, value, opened):
     text = json.dumps(SMALL._asdict() | {name: value}).encode()
@@ -457,7 +459,7 @@ def test_hparams_that_are_missing_are_named(name, opened):
 @pytest.mark.parametrize("depth", [100, 300, 500, 700, 900, 950, 10_000, 100_000])
 def test_deeply_nested_hparams_are_refused(depth, opened):
     text = json.dumps(SMALL._asdict()).replace("11", "[" * depth + "]" * depth).encode()
-    with pytest.raises(ValueError, match=r"n_vocab is|not valid JSON"):
+    with pytest.raises(ValueError, match=r"n_vocab is|not valid JSON|larger than"):
         opened(by_numpy(random_arrays(), hparams=text))
 
 
@@ -574,7 +576,7 @@ def test_headers_that_lie_are_refused(member, changes, message, small, opened):
 
 
 def test_a_text_that_claims_to_be_longer_is_read_as_far_as_it_goes(small, opened):
-    loaded = opened(patched(patched(small.read_bytes(), "hparams.json", size=10**6), "vocab.bpe", size=10**6))
+    loaded = opened(patched(patched(small.read_bytes(), "hparams.json", size=10**4), "vocab.bpe", size=10**6))
     assert (loaded.hparams, loaded.vocabulary()) == (SMALL, VOCABULARY)
 
 
@@ -651,6 +653,60 @@ def test_text_that_expands_without_end_is_not_expanded(claim, tmp_path, allocate
             Weights(path)
 
     assert allocated_peak(read) < 2**20
+
+
+def with_texts(path, method, **texts):
+    """A small model file with these bytes as its texts."""
+    with zipfile.ZipFile(path, "w") as archive, zipfile.ZipFile(io.BytesIO(by_numpy(random_arrays()))) as arrays:
+        for name in arrays.namelist():
+            text = texts.pop(name.removesuffix(".json"), None)
+            archive.writestr(name, arrays.read(name) if text is None else text, method if text else None)
+        for name, text in texts.items():
+            archive.writestr({"encoder": "encoder.json", "bpe": "vocab.bpe"}[name], text, method)
+    return path
+
+
+MANY_LISTS = b'{"a": [' + b"[]," * 10**7 + b"[]]}"
+BYTES = json.dumps({sign: token for token, sign in enumerate(BYTE_CHARACTERS)}).encode()
+SIZES = json.dumps(SMALL._asdict()).encode()
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"hparams": MANY_LISTS}, r"hparams\.json is larger than 65,536 bytes"),
+        ({"hparams": SIZES + b" " * 10**4}, r"hparams\.json has \d+ bytes that expand to 10,\d+"),
+        ({"encoder": MANY_LISTS, "bpe": b""}, r"encoder\.json has [\d,]+ bytes that expand to 30,[\d,]+"),
+        ({"encoder": b"{}", "bpe": b"a b\n" * 10**6}, r"vocab\.bpe has [\d,]+ bytes that expand to 4,[\d,]+"),
+    ],
+)
+def test_small_files_take_little_memory_for_their_texts(texts, message, tmp_path, allocated_peak):
+    path = with_texts(tmp_path / "m.npz", zipfile.ZIP_DEFLATED, **texts)
+    assert path.stat().st_size < 100_000
+
+    def read():
+        with pytest.raises(ValueError, match=f"m\\.npz: {message}; convert or download the model again"):
+            Weights(path).vocabulary()
+
+    assert allocated_peak(read) < 2**20
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"encoder": MANY_LISTS, "bpe": b""}, r"encoder\.json: has more values than the 2,097,152"),
+        ({"encoder": BYTES, "bpe": b"a b\n" * 4 * 10**6}, r"vocab\.bpe has more than 2,097,152 lines"),
+    ],
+)
+def test_large_files_take_no_more_memory_for_their_texts_than_they_have_bytes(texts, message, tmp_path, allocated_peak):
+    path = with_texts(tmp_path / "m.npz", zipfile.ZIP_STORED, **texts)
+    model = npgpt2.load(path)
+
+    def read():
+        with pytest.raises(ValueError, match=message):
+            print(model.tokenizer)
+
+    assert allocated_peak(read) < 2.2 * path.stat().st_size
 
 
 def test_variables_that_expand_without_end_are_refused(opened):

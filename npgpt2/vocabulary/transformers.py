@@ -15,7 +15,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-from npgpt2.files import parse_json_object, read_bounded
+from npgpt2.files import VOCABULARY_VALUES_LIMIT, parse_json_object, read_bounded
 from npgpt2.vocabulary.special import AddedToken, SpecialTokens, Vocabulary
 
 # What GPT-2's kind of tokenizer is called, and what any kind is called that is told by tokenizer.json alone.
@@ -55,7 +55,7 @@ def read_transformers(folder: Path) -> Vocabulary:
     set_by = [name for name in ("add_bos_token", "add_eos_token") if settings.get(name)]
     if saved is None:
         encoder, merges = (read_bounded(folder / name) for name in ("vocab.json", "merges.txt"))
-        vocab, prefix_space = parse_json_object(encoder, str(folder / "vocab.json")), False
+        vocab, prefix_space = parse_json_object(encoder, str(folder / "vocab.json"), VOCABULARY_VALUES_LIMIT), False
         if set_by:
             raise ValueError(f"{folder}: {set_by[0]} is set in its tokenizer_config.json, which adds tokens; {WAY_OUT}")
     else:
@@ -82,7 +82,7 @@ def read_transformers(folder: Path) -> Vocabulary:
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    return parse_json_object(read_bounded(path), str(path)) if path.is_file() else None
+    return parse_json_object(read_bounded(path), str(path), VOCABULARY_VALUES_LIMIT) if path.is_file() else None
 
 
 def _check_class(folder: Path, settings: Mapping[str, Any], has_tokenizer_json: bool) -> str:

@@ -7,6 +7,9 @@ from reprlib import repr as shortened
 from npgpt2.files import parse_json_object
 from npgpt2.model import HParams
 
+# OpenAI's take 90 bytes. There is room for what others put beside the five numbers.
+HPARAMS_LIMIT = 2**16
+
 
 def checked(hparams: HParams) -> HParams:
     """The same sizes; ValueError where they are none that a GPT-2 can have.
@@ -26,6 +29,8 @@ def checked(hparams: HParams) -> HParams:
 
 def parse_hparams(data: bytes, source: str) -> HParams:
     """Read an `hparams.json`; entries that are no hyperparameter of GPT-2 are passed over. Errors name `source`."""
+    if len(data) > HPARAMS_LIMIT:
+        raise ValueError(f"{source}: larger than the {HPARAMS_LIMIT:,} bytes that such a file can have")
     values = parse_json_object(data, source)
     for name in HParams._fields:
         if name not in values:

@@ -24,12 +24,12 @@ from npgpt2.files import TEXT_FILE_LIMIT
 from npgpt2.model import variable_shapes
 from npgpt2.vocabulary import SpecialTokens
 from npgpt2.weights.archive import CHUNK, Archive, Damaged, Member
-from npgpt2.weights.hparams import parse_hparams
+from npgpt2.weights.hparams import HPARAMS_LIMIT, parse_hparams
 from npgpt2.weights.int8 import SCALES, by_output, is_quantizable, quantize
 
 # A cache line, and the widest vector register.
 ALIGNMENT = 64
-# Trained weights don't compress. A file that grows by more than this was made to exhaust memory.
+# Trained weights don't compress, and text not much. What grows by more than this was made to exhaust memory.
 LARGEST_COMPRESSION = 20
 # NumPy's own headers take 118 bytes; its reader accepts no more than this either.
 NPY_HEADER_LIMIT = 10_000
@@ -106,7 +106,7 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
         self._archive = Archive(path)
         if "hparams.json" not in self._archive:
             raise self._archive.broken("hparams.json is missing from it; npgpt2 convert writes it")
-        self.hparams = parse_hparams(self._text("hparams.json"), f"{path}: hparams.json")
+        self.hparams = parse_hparams(self._text("hparams.json", HPARAMS_LIMIT), f"{path}: hparams.json")
         # Every layer takes some of the file's members, so that a claim of more layers ends here, before the names of
         # their variables are listed.
         if self.hparams.n_layer > len(self._archive):
@@ -184,11 +184,13 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
         encoder, bpe = (self._text(name) for name in VOCABULARY_FILES)
         return encoder, bpe
 
-    def _text(self, name: str) -> bytes:
+    def _text(self, name: str, limit: int = TEXT_FILE_LIMIT) -> bytes:
         """Read a member that is text, which has a sensible size or is refused."""
         member = self._archive.find(name, name)
-        if member.expanded > TEXT_FILE_LIMIT:
-            raise self._archive.broken(f"{name} is larger than {TEXT_FILE_LIMIT:,} bytes")
+        if member.expanded > limit:
+            raise self._archive.broken(f"{name} is larger than {limit:,} bytes")
+        if member.deflated and member.expanded > LARGEST_COMPRESSION * member.size:
+            raise self._archive.broken(f"{name} has {member.size:,} bytes that expand to {member.expanded:,}")
         try:
             text = b"".join(self._archive.pieces(member))
         except Damaged as error:
