@@ -121,6 +121,17 @@ def _is_full_disk(error: OSError) -> bool:
     return error.errno in (ENOSPC, EFBIG, EDQUOT)
 
 
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Errors of a disk that is full say which file didn't fit; Python's don't."""
+    try:
+        yield
+    except OSError as error:
+        if _is_full_disk(error):
+            error.filename = str(path)
+        raise
+
+
 def read_bounded(path: Path, limit: int = TEXT_FILE_LIMIT) -> bytes:
     """Read a whole file of at most `limit` bytes; a longer one raises ValueError."""
     with open(path, "rb") as file:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from commands import failed
 
 from npgpt2.convert import download
 
@@ -22,6 +23,7 @@ BODY = bytes(range(256)) * 40
 NAME = "model.ckpt.meta"
 Answer = Callable[[BaseHTTPRequestHandler], None]
 Fetch = Callable[..., None]
+Run = Callable[..., tuple[int, str, str]]
 MonkeyPatch = pytest.MonkeyPatch
 
 
@@ -151,22 +153,33 @@ OPENAI_FILES = {
 }
 
 
-@pytest.mark.usefixtures("known_hash")
+@pytest.fixture
+def released(fixtures: Path, monkeypatch: MonkeyPatch) -> dict[str, bytes]:
+    """A small checkpoint's files, whose vocabulary is taken for OpenAI's."""
+    bodies = {name: (fixtures / "tiny" / name).read_bytes() for name in OPENAI_FILES - {NAME}} | {NAME: BODY}
+    hashes = {name: hashlib.sha256(bodies[name]).hexdigest() for name in download.SHA256}
+    monkeypatch.setattr(download, "SHA256", hashes)
+    return bodies
+
+
+def serve_by_name(bodies: dict[str, bytes]) -> Answer:
+    return lambda handler: serve(bodies[handler.path.rpartition("/")[2]])(handler)
+
+
 @pytest.mark.parametrize(("name", "directory"), [("124M", "124M"), ("117M", "124M"), ("345M", "355M")])
 def test_checkpoint_arrives_as_its_seven_files(
-    server: Server, address: str, tmp_path: Path, name: str, directory: str
+    server: Server, address: str, tmp_path: Path, released: dict[str, bytes], name: str, directory: str
 ) -> None:
-    server.script[:] = [serve()]
+    server.script[:] = [serve_by_name(released)]
     folder = tmp_path / "new" / "folder"
     download.fetch_checkpoint(name, folder, f"{address}/models/")
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == dict.fromkeys(OPENAI_FILES, BODY)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == released
     assert sorted(server.paths) == sorted(f"/models/{directory}/{file}" for file in OPENAI_FILES)
     assert server.agents == {"npgpt2"}
 
 
-@pytest.mark.usefixtures("known_hash")
-def test_scheme_may_be_in_capitals(server: Server, address: str, tmp_path: Path) -> None:
-    server.script[:] = [serve()]
+def test_scheme_may_be_in_capitals(server: Server, address: str, tmp_path: Path, released: dict[str, bytes]) -> None:
+    server.script[:] = [serve_by_name(released)]
     download.fetch_checkpoint("124M", tmp_path, address.upper())
     assert set(os.listdir(tmp_path)) == OPENAI_FILES
 
@@ -179,9 +192,10 @@ def test_login_page_in_place_of_the_server_leaves_nothing_behind(server: Server,
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.usefixtures("known_hash")
-def test_second_call_fetches_only_what_is_missing(server: Server, address: str, tmp_path: Path) -> None:
-    server.script[:] = [serve()]
+def test_second_call_fetches_only_what_is_missing(
+    server: Server, address: str, tmp_path: Path, released: dict[str, bytes]
+) -> None:
+    server.script[:] = [serve_by_name(released)]
     download.fetch_checkpoint("124M", tmp_path, address)
     (tmp_path / NAME).unlink()
     server.paths.clear()
@@ -378,7 +392,7 @@ def test_refusal_is_final(fetch: Fetch, address: str, path: Path, server: Server
     assert folder_of(path) == []
 
 
-def test_full_disk_is_not_tried_again(fetch: Fetch, server: Server, monkeypatch: MonkeyPatch) -> None:
+def test_full_disk_is_not_tried_again(fetch: Fetch, part: Path, server: Server, monkeypatch: MonkeyPatch) -> None:
     class FullDisk(io.BytesIO):
         def write(self, data: object) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -386,8 +400,25 @@ def test_full_disk_is_not_tried_again(fetch: Fetch, server: Server, monkeypatch:
     monkeypatch.setattr(download, "open", lambda *_: FullDisk(), raising=False)
     with pytest.raises(OSError, match="No space left") as caught:
         fetch(serve())
-    assert caught.value.errno == errno.ENOSPC
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(part))
     assert len(server.paths) == 1
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_named(
+    server: Server, address: str, tmp_path: Path, run: Run, released: dict[str, bytes]
+) -> None:
+    resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
+    server.script[:] = [serve_by_name(released)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        result = run("download", "124M", "--models-dir", tmp_path, "--base-url", address)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    large = tmp_path / "124M.download" / "model.ckpt.data-00000-of-00001.part"
+    assert result == (1, "", f"npgpt2: {large}: {os.strerror(errno.EFBIG)}\n")
+    assert run("download", "124M", "--models-dir", tmp_path, "--base-url", address)[0] == 0
+    assert server.ranges[-1] == "bytes=100000-"
 
 
 # Answers that don't fit what is there
@@ -525,28 +556,103 @@ def test_right_hash_is_accepted(fetch: Fetch, path: Path) -> None:
 
 
 @pytest.mark.usefixtures("known_hash")
-def test_wrong_hash_removes_the_part(fetch: Fetch, path: Path) -> None:
+def test_wrong_hash_twice_is_refused_and_nothing_kept(fetch: Fetch, path: Path, address: str, server: Server) -> None:
     expected, found = hashlib.sha256(BODY).hexdigest(), hashlib.sha256(BODY[::-1]).hexdigest()
-    with pytest.raises(ValueError, match=f"^{NAME}: SHA-256 is {found}, where {expected} is expected; .* try again"):
+    with pytest.raises(ValueError, match="SHA-256") as caught:
         fetch(serve(BODY[::-1]))
+    assert str(caught.value) == (
+        f"{NAME}: SHA-256 is {found}, where {expected} is expected; {address}/{NAME} sent it damaged, and it was"
+        " deleted; try again later, or another server (--base-url)"
+    )
+    assert len(server.paths) == 2
     assert folder_of(path) == []
 
 
 @pytest.mark.usefixtures("known_hash")
-def test_part_of_something_else_does_not_pass_as_the_file(fetch: Fetch, path: Path, part: Path) -> None:
+def test_part_of_something_else_is_fetched_anew(fetch: Fetch, path: Path, part: Path, server: Server) -> None:
     part.write_bytes(b"x" * 1000)
-    with pytest.raises(ValueError, match="SHA-256"):
-        fetch(serve())
-    assert folder_of(path) == []
+    fetch(serve())
+    assert path.read_bytes() == BODY
+    assert server.ranges == ["bytes=1000-", None]
 
 
 @pytest.mark.usefixtures("known_hash")
-def test_file_that_is_there_with_a_wrong_hash_is_named_and_left_alone(fetch: Fetch, path: Path, server: Server) -> None:
+def test_file_that_is_there_with_a_wrong_hash_is_fetched_anew(fetch: Fetch, path: Path, server: Server) -> None:
     path.write_bytes(b"edited by hand")
-    with pytest.raises(ValueError, match=r"SHA-256 .*; delete .* and run the same command again"):
-        fetch(serve())
-    assert path.read_bytes() == b"edited by hand"
-    assert server.paths == []
+    fetch(serve())
+    assert path.read_bytes() == BODY
+    assert server.ranges == [None]
+
+
+# What arrives damaged, though it is as long as it should be
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+DAMAGE = {
+    "encoder.json": (100, "encoder.json: SHA-256 is"),
+    "vocab.bpe": (100, "vocab.bpe: SHA-256 is"),
+    "checkpoint": (25, "checkpoint: doesn't name 'model.ckpt', which is beside it"),
+    "hparams.json": (2, "hparams.json: n_vocab is missing"),
+    "model.ckpt.index": (100, "model.ckpt.index: block at byte"),
+    "model.ckpt.data-00000-of-00001": (300_000, "is damaged (its checksum is wrong)"),
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGE)
+def test_what_arrives_damaged_is_fetched_again(
+    server: Server, address: str, tmp_path: Path, run: Run, released: dict[str, bytes], damaged: str
+) -> None:
+    """Whether the server sent it damaged once, or a run before this one left it."""
+    broken = released | {damaged: flipped(released[damaged], DAMAGE[damaged][0])}
+
+    def first_damaged(handler: BaseHTTPRequestHandler) -> None:
+        first = server.paths.count(handler.path) == 1
+        serve_by_name(broken if first else released)(handler)
+
+    download_to = ["download", "124M", "--base-url", address, "--models-dir"]
+    server.script[:] = [first_damaged]
+    assert run(*download_to, tmp_path / "sent")[0] == 0
+    assert server.paths.count(f"/124M/{damaged}") == 2
+    assert len(server.paths) == 8
+
+    server.paths.clear()
+    server.script[:] = [serve_by_name(released)]
+    (tmp_path / "left" / "124M.download").mkdir(parents=True)
+    for name, body in broken.items():
+        (tmp_path / "left" / "124M.download" / name).write_bytes(body)
+    assert run(*download_to, tmp_path / "left")[0] == 0
+    assert server.paths == [f"/124M/{damaged}"]
+    for folder in ("sent", "left"):
+        assert run("generate", "A language", "-m", "124M", "--models-dir", tmp_path / folder, "--length", "1")[0] == 0
+
+
+@pytest.mark.parametrize("damaged", DAMAGE)
+def test_what_always_arrives_damaged_is_refused_until_the_server_is_whole(
+    server: Server, address: str, tmp_path: Path, run: Run, released: dict[str, bytes], damaged: str
+) -> None:
+    at, words = DAMAGE[damaged]
+    arguments = ["download", "124M", "--base-url", address, "--models-dir", tmp_path]
+    server.script[:] = [serve_by_name(released | {damaged: flipped(released[damaged], at)})]
+    for _ in range(2):
+        server.paths.clear()
+        advice = f"{address}/124M/{damaged} sent it damaged, and it was deleted; try again later, or another server"
+        assert failed(run(*arguments), 1, words, damaged, advice)
+        assert server.paths.count(f"/124M/{damaged}") == 2
+    server.script[:] = [serve_by_name(released)]
+    assert run(*arguments)[0] == 0
+    assert os.listdir(tmp_path) == ["124M.npz"]
+
+
+def test_files_that_contradict_each_other_are_refused_with_what_to_do(
+    server: Server, address: str, tmp_path: Path, run: Run, released: dict[str, bytes]
+) -> None:
+    contradiction = released["hparams.json"].replace(b'"n_layer": 2', b'"n_layer": 3')
+    server.script[:] = [serve_by_name(released | {"hparams.json": contradiction})]
+    result = run("download", "124M", "--base-url", address, "--models-dir", tmp_path)
+    assert failed(result, 1, "n_layer is 3", f"; delete {tmp_path / '124M.download'} and run the same command again")
 
 
 # What the user sees

@@ -156,7 +156,10 @@ def run_download(args: argparse.Namespace) -> None:
     # A folder of our own, so that nothing that a user put beside it is taken for ours and removed.
     fetched = folder / f"{name}.download"
     fetch_checkpoint(name, fetched, args.base_url or BASE_URL)
-    convert(fetched, output)
+    try:
+        convert(fetched, output)
+    except ValueError as error:  # though each file by itself is in order
+        raise ValueError(f"{error}; delete {fetched} and run the same command again") from None
     if args.keep_checkpoint:
         fetched.rename(checkpoint)
     else:

@@ -246,7 +246,7 @@ class Checkpoint:
 _STATE_PATH = re.compile(rb'^[ \t]*model_checkpoint_path[ \t]*:[ \t]*"([^"\\\n]*(?:\\.[^"\\\n]*)*)"', re.MULTILINE)
 
 
-def _latest(state: Path) -> str:
+def latest(state: Path) -> str:
     """The name, without folders, of the checkpoint that a `checkpoint` file calls the latest."""
     match = _STATE_PATH.search(read_bounded(state, STATE_LIMIT))
     if match is None:
@@ -274,7 +274,7 @@ def find_prefix(source: Path) -> Path | None:
     found = sorted(path.name.removesuffix(".index") for path in source.glob("*.index"))
     state = source / "checkpoint"
     if state.is_file():
-        name = _latest(state)
+        name = latest(state)
         if name not in found:
             raise FileNotFoundError(f"{source}: holds no {f'{name}.index'!r}, though {state} names it")
         return source / name

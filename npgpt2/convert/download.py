@@ -1,8 +1,8 @@
 """OpenAI's released GPT-2 checkpoints, fetched over HTTP so that a broken connection costs nothing but time.
 
-What has arrived of a file lies beside it as `NAME.part` and takes the file's name once it is complete, checked and on
-disk; until then every try, in this run of the program or a later one, goes on where the last one stopped. Turning a
-checkpoint into a model file is not done here.
+What has arrived of a file lies beside it as `NAME.part` and takes the file's name once it is complete and on disk;
+until then every try, in this run of the program or a later one, goes on where the last one stopped. What can be seen to
+be damaged is fetched again. Turning a checkpoint into a model file is not done here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from npgpt2.convert.checkpoint import Checkpoint, latest
+from npgpt2.files import naming_full_disk, read_bounded
 from npgpt2.models import ALIASES, MODELS
+from npgpt2.weights import parse_hparams
 
 BASE_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 # The vocabulary is the same for all models.
@@ -31,7 +34,9 @@ SHA256 = {
 }
 # Those with a known hash come first: a login page that answers in the server's place is found out before any file
 # is kept.
-FILES = (*SHA256, "checkpoint", "hparams.json", "model.ckpt.index", "model.ckpt.meta", "model.ckpt.data-00000-of-00001")
+PREFIX = "model.ckpt"
+INDEX, META, DATA = f"{PREFIX}.index", f"{PREFIX}.meta", f"{PREFIX}.data-00000-of-00001"
+FILES = (*SHA256, "checkpoint", "hparams.json", INDEX, META, DATA)
 
 PAUSES = (1, 2, 4, 8, 16)  # seconds before each further try
 TIMEOUT = 30  # seconds without a byte
@@ -49,9 +54,9 @@ class _BrokenTry(ConnectionError):
 def fetch_checkpoint(name: str, folder: Path, base_url: str = BASE_URL) -> None:
     """Fetch the checkpoint `name`, one of `MODELS` or `ALIASES`, into `folder`, which is for this model alone.
 
-    Files that are already there are kept. A server that can't be reached or breaks off again and again raises OSError,
-    and calling once more goes on where that stopped. An unknown name, a URL that isn't http or https, or a vocabulary
-    that isn't GPT-2's raises ValueError.
+    Files that are already there are kept, unless they are damaged. A server that can't be reached or breaks off again
+    and again raises OSError, and calling once more goes on where that stopped. An unknown name, a URL that isn't http
+    or https, or a file that arrives damaged twice raises ValueError.
 
     >>> fetch_checkpoint("125M", Path("models"))
     Traceback (most recent call last):
@@ -79,14 +84,26 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def fetch_file(url: str, path: Path, pauses: tuple[float, ...] = PAUSES) -> None:
-    """Fetch `url` to `path` unless that exists, trying again after each of the `pauses` (seconds).
+    """Fetch `url` to `path` unless that exists; what fails its check, also of what is there, is fetched again, once.
 
-    The pauses start anew when a try brought the file `PROGRESS` bytes further than it has ever been in this call, so
-    a slow connection may break as often as it likes, but no server can keep this going without getting anywhere.
+    A connection that breaks is tried again after each of the `pauses` (seconds). These start anew when a try brought
+    the file `PROGRESS` bytes further than it has ever been in this call, so a slow connection may break as often as it
+    likes, but no server can keep this going without getting anywhere.
     """
-    if path.exists():
-        _verify(path, path.name, f"delete {path} and run the same command again")
-        return
+    for again in (True, False):
+        if not path.exists():
+            _fetch(url, path, pauses)
+        try:
+            return check(path)
+        except ValueError as error:
+            path.unlink()
+            if not again:
+                advice = f"{url} sent it damaged, and it was deleted; try again later, or another server (--base-url)"
+                raise ValueError(f"{error}; {advice}") from None
+
+
+def _fetch(url: str, path: Path, pauses: tuple[float, ...]) -> None:
+    """Fetch `url` to `path`, which isn't there."""
     with tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
         transfer = _Transfer(url, path.with_name(f"{path.name}.part"), bar)
         furthest, failures = 0, 0
@@ -103,26 +120,38 @@ def fetch_file(url: str, path: Path, pauses: tuple[float, ...] = PAUSES) -> None
                 bar.set_postfix_str(f"trying again in {pauses[failures]} s: {error}")
             sleep(pauses[failures])
             failures += 1
-    with open(transfer.part, "ab") as file:
+    with naming_full_disk(transfer.part), open(transfer.part, "ab") as file:
         os.fsync(file.fileno())
-    try:
-        _verify(transfer.part, path.name, f"what {url} sent was deleted; try again, or another server")
-    except ValueError:
-        transfer.part.unlink()
-        raise
     os.replace(transfer.part, path)
 
 
-def _verify(path: Path, name: str, advice: str) -> None:
-    """Raise ValueError if the hash of the file called `name` is known and the bytes at `path` have another."""
-    if name not in SHA256:
-        return
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != SHA256[name]:
-        raise ValueError(f"{name}: SHA-256 is {digest.hexdigest()}, where {SHA256[name]} is expected; {advice}")
+def check(path: Path) -> None:
+    """Raise ValueError where one of a checkpoint's files can be seen to be damaged, by its hash if that is known, or
+    by what it and those that were fetched before it say.
+    """
+    name, checkpoint = path.name, path.with_name(PREFIX)
+    if name in SHA256:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+        if digest.hexdigest() != SHA256[name]:
+            raise ValueError(f"{name}: SHA-256 is {digest.hexdigest()}, where {SHA256[name]} is expected")
+    elif name == "checkpoint":
+        found = None
+        with contextlib.suppress(ValueError):
+            found = latest(path)
+        if found != PREFIX:
+            raise ValueError(f"{path}: doesn't name {PREFIX!r}, which is beside it")
+    elif name == "hparams.json":
+        parse_hparams(read_bounded(path), str(path))
+    elif name == INDEX:
+        Checkpoint(checkpoint)
+    elif name == DATA:
+        opened = Checkpoint(checkpoint)
+        for variable in opened.entries:
+            if variable.startswith("model/"):
+                opened.read(variable)
 
 
 @dataclass
@@ -158,7 +187,7 @@ class _Transfer:
             self.bar.initial = self.bar.n = self.bar.last_print_n = offset
             self.bar.refresh()
             # Reading has a `try` of its own, so that an error from writing, such as a full disk, is never retried.
-            with open(self.part, "ab" if offset else "wb") as file:
+            with naming_full_disk(self.part), open(self.part, "ab" if offset else "wb") as file:
                 while True:
                     try:
                         # read1 hands over what is there, where read would lose it if the connection broke.
