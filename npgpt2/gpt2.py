@@ -15,14 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2 import kernels, model
-from npgpt2.engine import Engine, Prompt, Request, Settings, Stream, run, samples, stream, window_start
+from npgpt2.checks import (
+    as_ids,
+    as_path,
+    check_callable,
+    check_flag,
+    check_iterable,
+    check_whole,
+    is_sequence,
+    wrong_type,
+)
+from npgpt2.engine import Engine, Prompt, Request, Settings, Stream, parse_settings, run, samples, stream, window_start
 from npgpt2.formulas import Array
 from npgpt2.kernels import Tokenizer
 from npgpt2.model import HParams
 from npgpt2.models import BUNDLED, find_model
-from npgpt2.sampling import Ids, check_whole
+from npgpt2.sampling import Ids
+from npgpt2.tokenizer import Tokenizer as PlainTokenizer
 from npgpt2.vocabulary import Ranges, SpecialTokens
-from npgpt2.weights import Weights
+from npgpt2.weights import Weights, checked
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs, Unpack
@@ -60,6 +71,13 @@ class GPT2:
             if not isinstance(weights, Weights):
                 raise TypeError("weights that are no model file's need hparams: GPT2(weights, hparams)")
             hparams = weights.hparams
+        if not isinstance(weights, Mapping):
+            raise wrong_type("weights", weights, "a mapping from names to arrays")
+        if not isinstance(hparams, HParams):
+            raise wrong_type("hparams", hparams, "HParams")
+        if tokenizer is not None and not isinstance(tokenizer, PlainTokenizer):
+            raise wrong_type("tokenizer", tokenizer, "a Tokenizer")
+        hparams = checked(hparams)
         self.weights, self.hparams, self.threads = weights, hparams, threads
         self.matrices = kernels.prepare(weights, threads)  # which the kernels compute with
         self._tokenizer = tokenizer
@@ -112,7 +130,7 @@ class GPT2:
         prompt: a text or token ids; if an empty text, one of its own begins. Of a list of prompts, number i is
         continued by the seed's sample i, at most 16 at once.
 
-        Settings, with their defaults; values out of range raise ValueError:
+        Settings, with their defaults; values out of range raise ValueError, those of another type TypeError:
 
         length=40: how many tokens to generate at most · temperature=0.0, top_k=0, top_p=1.0: see `Sampling`;
         temperature 0 always takes the likeliest token · seed=None: fixes what is drawn; sample=0: which of the seed's
@@ -184,6 +202,8 @@ class GPT2:
         """
         from npgpt2.study.score import Score, surprises  # what generates needs neither this nor `trace`
 
+        check_iterable("text", text, "a text, or pieces of one,")
+        check_callable("each", each)
         score = Score()
 
         def tokens() -> Iterator[int]:
@@ -218,7 +238,8 @@ class GPT2:
 
     def _continue(self, prompts: Tokens[Prompt], settings: Settings, text: bool = True) -> Tokens[Request]:
         """Continue several prompts to their ends, some at once, each by a sample of its own."""
-        engine, first = Engine(self, slots=max(1, min(SLOTS, len(prompts))), text=text), settings.get("sample", 0)
+        first = parse_settings(settings)[0].sample
+        engine = Engine(self, slots=max(1, min(SLOTS, len(prompts))), text=text)
         return run(engine, [engine.submit(one, **settings | {"sample": first + i}) for i, one in enumerate(prompts)])
 
     def logits(self, tokens: npt.ArrayLike) -> Array:
@@ -266,6 +287,8 @@ class GPT2:
         >>> trace.logits.shape, trace.attention.shape, trace.residual
         ((3, 520), (2, 4, 3, 3), None)
         """
+        check_flag("attention", attention)
+        check_flag("residual", residual)
         ids = self._check(tokens, self.hparams.n_ctx)
         if ids.ndim != 1:
             raise ValueError(f"tokens have shape {ids.shape}, where (T,), a single sequence, is expected")
@@ -290,7 +313,7 @@ class GPT2:
         ([32, 514, 352], [519])
         """
         if not isinstance(prompt, str):
-            ids = self._check(prompt)
+            ids = self._check(prompt, name="prompt")
             if ids.ndim != 1:
                 raise ValueError(f"a prompt of shape {ids.shape}, where a text, or the token ids of one, is expected")
             return list(ids.tolist())
@@ -304,13 +327,9 @@ class GPT2:
             raise ValueError(f"{self._source}: its vocabulary has no <|endoftext|>, so that a prompt is needed")
         return [self.begin]
 
-    def _check(self, tokens: npt.ArrayLike, longest: int | None = None) -> Ids:
+    def _check(self, tokens: npt.ArrayLike, longest: int | None = None, name: str = "tokens") -> Ids:
         """Token ids as an array, once they are ones that the model knows, and no more than it can see at once."""
-        ids = np.asarray(tokens)
-        if ids.ndim not in (1, 2) or ids.size == 0:
-            raise ValueError(f"tokens have shape {ids.shape}, where (T,) or (B, T) with at least one token is expected")
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"tokens have type {ids.dtype}, where integers are expected")
+        ids = as_ids(name, tokens, "a text or token ids" if name == "prompt" else "token ids")
         if ids.min() < 0 or ids.max() >= self.hparams.n_vocab:
             wrong = ids.min() if ids.min() < 0 else ids.max()
             raise ValueError(f"token {wrong} is not in the vocabulary, which goes from 0 to {self.hparams.n_vocab - 1}")
@@ -331,7 +350,7 @@ def _drawable(unused: Ranges, n_vocab: int) -> Ids | None:
 
 def _is_list_of_prompts(prompt: Prompt | Tokens[Prompt]) -> TypeIs[Tokens[Prompt]]:
     """Whether it is texts, or lists of ids, and not a text or the ids of one."""
-    return not isinstance(prompt, str) and not any(isinstance(one, int | np.integer) for one in prompt)
+    return is_sequence(prompt) and not any(isinstance(one, int | np.integer) for one in prompt)
 
 
 def load(
@@ -357,4 +376,7 @@ def load(
     ...
     FileNotFoundError: tests/fixtures/no-such-model.npz: no such file; npgpt2 download fetches 124M, 355M, 774M, 1558M
     """
+    as_path("model", model)
+    if models_dir is not None:
+        as_path("models_dir", models_dir)
     return GPT2(Weights(find_model(model, models_dir), dtype), threads=threads)

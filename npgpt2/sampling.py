@@ -14,23 +14,11 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from npgpt2.checks import check_number, check_whole
+
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.floating]
 Probabilities = npt.NDArray[np.float64]
-
-
-def check_whole(name: str, value: object, least: int, more: str = "") -> None:
-    """Raise an error where a setting is no whole number (TypeError), or is below `least` (ValueError).
-
-    >>> check_whole("length", 2.5, 1)
-    Traceback (most recent call last):
-    ...
-    TypeError: length is 2.5, where a whole number of at least 1 is expected
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:  # type: ignore[operator]
-        message = f"{name} is {value!r}, where a whole number of at least {least} is expected{more}"
-        raise ValueError(message) if whole else TypeError(message)
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -50,7 +38,7 @@ class Sampling:
     temperature: divides the logits: below 1 the likely gets likelier, and 0 takes the likeliest token (greedy; OpenAI's
     code divides by zero there) · top_k: keep the k likeliest tokens, and those as likely as the last of them; 0 keeps
     all · top_p: of those, keep the fewest whose probabilities reach p · seed: fixes what is drawn; None draws anew
-    every time · sample: which of the seed's samples is drawn. Other values raise ValueError.
+    every time · sample: which of the seed's samples is drawn. Other values raise ValueError, other types TypeError.
     """
 
     temperature: float = 0.0
@@ -64,9 +52,10 @@ class Sampling:
         check_whole("sample", self.sample, 0)
         if self.seed is not None:
             check_whole("seed", self.seed, 0)
+        for name in ("top_k", "sample"):  # of NumPy's numbers, -k can overflow
+            object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("temperature", "top_p"):
-            if not isinstance(getattr(self, name), int | float | np.integer | np.floating):
-                raise TypeError(f"{name} is {getattr(self, name)!r}, where a number is expected")
+            check_number(name, getattr(self, name))
         if not (isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature is {self.temperature}, where a number of at least 0 is expected")
         if not 0 < self.top_p <= 1:

@@ -16,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import TypeVar
 
 import regex
 
+from npgpt2.checks import as_path, check_flag, check_iterable, is_whole, wrong_type
 from npgpt2.files import VOCABULARY_VALUES_LIMIT, parse_json_object
 from npgpt2.vocabulary import AddedToken, AddedTokens, Ranges, SpecialTokens, ranges_of, read_vocabulary
 
@@ -125,6 +127,8 @@ def _parse_merges(vocab_bpe: bytes, ids: Mapping[str, int], source: str) -> tupl
 
 def _to_unicode(text: str) -> str:
     """The text without halves of surrogate pairs, which are put together or replaced by U+FFFD."""
+    if not isinstance(text, str):
+        raise wrong_type("text", text, "a text")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -144,6 +148,9 @@ class Tokenizer:
     def __init__(
         self, encoder_json: bytes, vocab_bpe: bytes, source: str = "vocabulary", special: SpecialTokens | None = None
     ) -> None:
+        for name, data in (("encoder_json", encoder_json), ("vocab_bpe", vocab_bpe)):
+            if not isinstance(data, bytes):
+                raise wrong_type(name, data, "the bytes of a file")
         ids, self._bytes = _parse_tokens(encoder_json, source, gaps=special is not None)
         self._byte_ids = [ids[character] for character in BYTE_CHARACTERS]
         self._ranks, self._made = _parse_merges(vocab_bpe, ids, source)
@@ -181,7 +188,7 @@ class Tokenizer:
         >>> len(Tokenizer.load("tests/fixtures/tiny"))
         520
         """
-        found = read_vocabulary(Path(folder))
+        found = read_vocabulary(as_path("folder", folder))
         if found is None:
             raise FileNotFoundError(f"{folder}: holds no vocabulary (encoder.json and vocab.bpe)")
         return cls(found.encoder_json, found.vocab_bpe, str(folder), found.special)
@@ -203,7 +210,8 @@ class Tokenizer:
         >>> tokenizer.encode("A language model")                     # `tokenizer` is that of the tests' small model
         [32, 514, 352]
         """
-        text, added = _to_unicode(text), self._found[allow_special]
+        check_flag("allow_special", allow_special)
+        text, added = _to_unicode(text), self._found[bool(allow_special)]
         if not added:
             return self._encode_words(self._split(self._begun(text)))
         tokens: list[int] = []
@@ -239,6 +247,10 @@ class Tokenizer:
         >>> list(tokenizer.encode_pieces(["A lang", "uage model"]))
         [[32], [514], [352]]
         """
+        check_iterable("pieces", pieces, "an iterable of texts")
+        return self._encode_pieces(pieces)
+
+    def _encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         if self._found[False]:  # which could be cut in two by the pieces
             yield self.encode("".join(pieces))
             return
@@ -267,8 +279,11 @@ class Tokenizer:
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
         """The bytes that tokens stand for; an id that is not in the vocabulary raises ValueError."""
+        check_iterable("tokens", tokens, "a list of token ids")
         parts = []
         for token in tokens:
+            if type(token) is not int and not is_whole(token):
+                raise TypeError(f"tokens has {shortened(token)}, where token ids are expected")
             if not 0 <= token < len(self._bytes):
                 raise ValueError(f"token {token} is not in the vocabulary, which goes from 0 to {len(self) - 1}")
             if (text := self._bytes[token]) is None:

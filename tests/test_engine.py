@@ -404,7 +404,7 @@ def test_what_is_no_request_cannot_be_cancelled(small):
         Engine(small, text=False).cancel([])
 
 
-@pytest.mark.parametrize("prompt", [[[1, 2], [3, 4]], [], 5])
+@pytest.mark.parametrize("prompt", [[[1, 2], [3, 4]], []])
 def test_a_prompt_is_one_row_of_tokens(small, prompt):
     with pytest.raises(ValueError, match="shape"):
         Engine(small, text=False).submit(prompt)

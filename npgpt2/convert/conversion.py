@@ -11,11 +11,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from npgpt2.checks import as_path, check_whole
 from npgpt2.convert.sources import Bytes, Source, find_hparams, open_source
 from npgpt2.convert.vocabulary import find_vocabulary, read_roles, to_store
 from npgpt2.formulas import Array
 from npgpt2.model import HParams, variable_shapes
-from npgpt2.weights import all_finite
+from npgpt2.weights import DTYPES, all_finite
 from npgpt2.weights.writer import write
 
 
@@ -52,9 +53,9 @@ class Converted(NamedTuple):
 
 
 def convert(
-    source: Path,
-    output: Path | None = None,
-    vocabulary: Path | Literal[False] | None = None,
+    source: str | Path,
+    output: str | Path | None = None,
+    vocabulary: str | Path | Literal[False] | None = None,
     n_head: int | None = None,
     dtype: str = "float32",
 ) -> Converted:
@@ -69,6 +70,13 @@ def convert(
     hyperparameters, that all numbers are finite, that the vocabulary belongs to the model. What fails raises
     ValueError or OSError, and leaves no file. Takes as much memory as the largest variable twice, and a little.
     """
+    source = as_path("source", source)
+    output = output if output is None else as_path("output", output)
+    vocabulary = vocabulary if vocabulary in (None, False) else as_path("vocabulary", vocabulary)
+    if n_head is not None:
+        check_whole("n_head", n_head, 1)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, where one of {', '.join(DTYPES)} is expected")
     opened = open_source(source)
     hparams = find_hparams(opened, n_head)
     shapes = variable_shapes(hparams)

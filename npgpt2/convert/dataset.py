@@ -8,6 +8,7 @@ Here that is the token which the model was trained with, where the forks write t
 from __future__ import annotations
 
 import glob
+import os
 import struct
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from npgpt2.checks import as_path, check_whole, is_sequence, wrong_type
 from npgpt2.files import clear_left_behind, decode_utf8, replacing
 from npgpt2.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -133,8 +135,16 @@ def _read_tokens(file: IO[bytes], member: zipfile.ZipInfo, path: Path, n_vocab: 
     return Chunk(shape[0], pieces())
 
 
-def write_dataset(output: Path, patterns: Sequence[str], tokenizer: Tokenizer, combine: int = 50000) -> tuple[int, int]:
+def write_dataset(
+    output: str | Path, patterns: Sequence[str], tokenizer: Tokenizer, combine: int = 50000
+) -> tuple[int, int]:
     """Encode texts into a training set; returns how many files and tokens it holds."""
+    output = as_path("output", output)
+    check_whole("combine", combine, 1)
+    if not is_sequence(patterns) or not all(isinstance(pattern, str | os.PathLike) for pattern in patterns):
+        raise wrong_type("patterns", patterns, "a list of paths and patterns")
+    if not isinstance(tokenizer, Tokenizer):
+        raise wrong_type("tokenizer", tokenizer, "a Tokenizer")
     if tokenizer.end_of_text is None:
         raise ValueError("the vocabulary has no <|endoftext|>, which separates the texts of a training set")
     clear_left_behind(output)  # which would be texts too, in a folder of them

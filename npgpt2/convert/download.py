@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from npgpt2.checks import as_path, wrong_type
 from npgpt2.convert.checkpoint import Checkpoint, latest
 from npgpt2.files import naming_full_disk, read_bounded
 from npgpt2.models import ALIASES, MODELS
@@ -51,7 +52,7 @@ class _BrokenTry(ConnectionError):
     """A failure that another try may get past."""
 
 
-def fetch_checkpoint(name: str, folder: Path, base_url: str = BASE_URL) -> None:
+def fetch_checkpoint(name: str, folder: str | Path, base_url: str = BASE_URL) -> None:
     """Fetch the checkpoint `name`, one of `MODELS` or `ALIASES`, into `folder`, which is for this model alone.
 
     Files that are already there are kept, unless they are damaged. A server that can't be reached or breaks off again
@@ -63,6 +64,10 @@ def fetch_checkpoint(name: str, folder: Path, base_url: str = BASE_URL) -> None:
     ...
     ValueError: no GPT-2 model is called '125M'; choose from 124M, 355M, 774M, 1558M, or the older names 117M, 345M
     """
+    folder = as_path("folder", folder)
+    for argument, value in (("name", name), ("base_url", base_url)):
+        if not isinstance(value, str):
+            raise wrong_type(argument, value, "a string")
     model = ALIASES.get(name, name)
     if model not in MODELS:
         choices = f"choose from {', '.join(MODELS)}, or the older names {', '.join(ALIASES)}"
@@ -74,8 +79,9 @@ def fetch_checkpoint(name: str, folder: Path, base_url: str = BASE_URL) -> None:
         fetch_file(f"{base_url.rstrip('/')}/{model}/{file}", folder / file)
 
 
-def remove_checkpoint(folder: Path) -> None:
+def remove_checkpoint(folder: str | Path) -> None:
     """Delete the files that `fetch_checkpoint` put into `folder`, and the folder itself if nothing else is in it."""
+    folder = as_path("folder", folder)
     for file in FILES:
         (folder / file).unlink(missing_ok=True)
     # A folder that isn't empty, or is a link to one elsewhere, is the user's.

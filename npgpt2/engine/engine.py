@@ -16,13 +16,14 @@ from collections import deque
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
+from npgpt2.checks import check_flag, check_whole, wrong_type
 from npgpt2.engine.cache import Slots, Span
 from npgpt2.engine.request import Event, FinishReason, LogProb, Request, Settings, log_probs, parse_settings
 from npgpt2.engine.sequence import Sequence
 from npgpt2.formulas import Array
 from npgpt2.kernels import Matrices
 from npgpt2.model import HParams
-from npgpt2.sampling import Ids, check_whole
+from npgpt2.sampling import Ids
 from npgpt2.tokenizer import Tokenizer
 from npgpt2.vocabulary import SpecialTokens
 
@@ -74,8 +75,11 @@ class Engine:
     def __init__(self, model: Model, slots: int = 16, chunk: int = 32, text: bool = True) -> None:
         check_whole("slots", slots, 1)
         check_whole("chunk", chunk, 1)
+        check_flag("text", text)
+        if not hasattr(model, "prompt_tokens"):
+            raise wrong_type("model", model, "a GPT2")
         self.model = model
-        self.slots, self.chunk = slots, chunk
+        self.slots, self.chunk = slots, chunk = int(slots), int(chunk)
         self._tokenizer = model.tokenizer if text else None
         self._ends = model.special.end or ()
         if model.special.end is None and self._tokenizer and self._tokenizer.end_of_text is not None:
@@ -124,7 +128,7 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """End a request; the next step takes note, and says so by an event. One that has ended stays as it is."""
         if not isinstance(request, Request):
-            raise TypeError(f"{request!r} is no request; `submit` returns one")
+            raise TypeError(f"request is {request!r}, which is no request; `submit` returns one")
         if request.finish_reason is None:
             self._cancelled.append(request)
 

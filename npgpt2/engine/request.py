@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as shortened
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from npgpt2.checks import check_flag, check_whole, is_bytes
 from npgpt2.formulas import Array
-from npgpt2.sampling import Ids, Sampling, SamplingSettings, check_finite, check_whole, log_softmax
+from npgpt2.sampling import Ids, Sampling, SamplingSettings, check_finite, log_softmax
 
 FinishReason: TypeAlias = Literal["length", "stop", "end", "cancelled", "error"]
 
@@ -51,18 +53,21 @@ class Limits:
 
     def __post_init__(self) -> None:
         check_whole("length", self.length, 1)
+        object.__setattr__(self, "length", int(self.length))
+        for name in ("ignore_eot", "allow_special", "guess"):
+            check_flag(name, getattr(self, name))
+        if self.skip_special is not None:
+            check_flag("skip_special", self.skip_special)
         for name in ("logprobs", "prompt_logprobs"):
             if (number := getattr(self, name)) is not None:
                 check_whole(name, number, 0, ", or None for none")
-        for name in ("ignore_eot", "allow_special", "skip_special", "guess"):
-            if type(value := getattr(self, name)) is not bool and (name, value) != ("skip_special", None):
-                raise TypeError(f"{name} is {value!r}, where True or False is expected")
+                object.__setattr__(self, name, int(number))
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not isinstance(stops, Iterable):
-            raise TypeError(f"stop is {self.stop!r}, where a string or several are expected")
+        if is_bytes(stops) or not isinstance(stops, Iterable):
+            raise TypeError(f"stop is {shortened(stops)}, where a string or several are expected")
         stops = tuple(stops)
         if not all(isinstance(stop, str) for stop in stops):
-            raise TypeError(f"stop is {stops!r}, where a string or several are expected")
+            raise TypeError(f"stop is {shortened(stops)}, where a string or several are expected")
         if "" in stops:
             raise ValueError("a stop string is empty, which would end every text at once")
         object.__setattr__(self, "stop", stops)

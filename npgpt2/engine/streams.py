@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
+from npgpt2.checks import check_callable, check_whole
 from npgpt2.engine.engine import Engine, Prompt
 from npgpt2.engine.request import Request, Settings, parse_settings
-from npgpt2.sampling import check_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -67,6 +67,7 @@ def samples(
     """
     check_whole("nsamples", nsamples, 0)
     check_whole("first", first, 0)
+    check_callable("progress", progress)
     # So that what is wrong is said here, and not when the first text is asked for.
     tokens = engine.model.prompt_tokens(prompt, parse_settings(settings)[1].allow_special)
 

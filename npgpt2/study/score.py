@@ -14,6 +14,7 @@ from math import exp, inf, log
 
 import numpy as np
 
+from npgpt2.checks import is_whole, wrong_type
 from npgpt2.engine import Slots, Span
 from npgpt2.formulas import Array
 from npgpt2.kernels import Matrices
@@ -49,6 +50,8 @@ class Score:
         """Pass on the pieces of a text, and add up their lengths."""
         last = " "
         for piece in pieces:
+            if not isinstance(piece, str):
+                raise wrong_type("a piece of the text", piece, "a text")
             goes_on = not last.isspace() and not piece[:1].isspace()  # the first word began in the piece before
             self.words += len(piece.split()) - (goes_on and bool(piece))
             self.characters += len(piece)
@@ -97,6 +100,8 @@ def surprises(
     """
     n_ctx = hparams.n_ctx
     stride = max(1, n_ctx // 2) if stride is None else stride
+    if not is_whole(stride):
+        raise wrong_type("stride", stride, f"1 to the model's n_ctx of {n_ctx}")
     if not 1 <= stride <= n_ctx:
         raise ValueError(f"stride is {stride}, where 1 to the model's n_ctx of {n_ctx} is expected")
     rest, slots = iter(tokens), Slots(hparams, 1)

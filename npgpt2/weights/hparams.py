@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from reprlib import repr as shortened
 
+from npgpt2.checks import is_whole
 from npgpt2.files import parse_json_object
 from npgpt2.model import HParams
 
@@ -20,11 +21,11 @@ def checked(hparams: HParams) -> HParams:
     ValueError: n_embd 3 can't be divided among n_head 2 heads
     """
     for name, value in hparams._asdict().items():
-        if type(value) is not int or not 1 <= value < 2**31:
+        if not is_whole(value) or not 1 <= value < 2**31:
             raise ValueError(f"{name} is {shortened(value)}, where a whole number of at least 1 is expected")
     if hparams.n_embd % hparams.n_head:
         raise ValueError(f"n_embd {hparams.n_embd} can't be divided among n_head {hparams.n_head} heads")
-    return hparams
+    return HParams(*map(int, hparams))
 
 
 def parse_hparams(data: bytes, source: str) -> HParams:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from npgpt2.checks import as_path
 from npgpt2.files import TEXT_FILE_LIMIT
 from npgpt2.model import variable_shapes
 from npgpt2.vocabulary import SpecialTokens
@@ -98,7 +99,8 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
     (dtype('int8'), (4096, 256), (4096,))
     """
 
-    def __init__(self, path: Path, dtype: Literal["int8"] | None = None) -> None:
+    def __init__(self, path: str | Path, dtype: Literal["int8"] | None = None) -> None:
+        path = as_path("path", path)
         if dtype not in ("int8", None):
             raise ValueError(f"dtype is {dtype!r}, where 'int8' is expected, or None for the type that the file has")
         self.path = path
