@@ -93,6 +93,11 @@ class GPT2:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.weights, self.hparams, self._tokenizer, self.threads)
 
+    def _check_file(self) -> None:
+        """Raise ValueError where the file was written to after it was opened, and other numbers would be used."""
+        if isinstance(self.weights, Weights):
+            self.weights.check_unchanged()
+
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary; ValueError where its file has none, or one of another model."""
@@ -204,6 +209,7 @@ class GPT2:
 
         check_iterable("text", text, "a text, or pieces of one,")
         check_callable("each", each)
+        self._check_file()
         score = Score()
 
         def tokens() -> Iterator[int]:
@@ -317,6 +323,7 @@ class GPT2:
             if ids.ndim != 1:
                 raise ValueError(f"a prompt of shape {ids.shape}, where a text, or the token ids of one, is expected")
             return list(ids.tolist())
+        self._check_file()
         if prompt:
             tokens = self.tokenizer.encode(prompt, allow_special)
             if (most := max(tokens)) >= self.hparams.n_vocab:
@@ -329,6 +336,7 @@ class GPT2:
 
     def _check(self, tokens: npt.ArrayLike, longest: int | None = None, name: str = "tokens") -> Ids:
         """Token ids as an array, once they are ones that the model knows, and no more than it can see at once."""
+        self._check_file()
         ids = as_ids(name, tokens, "a text or token ids" if name == "prompt" else "token ids")
         if ids.min() < 0 or ids.max() >= self.hparams.n_vocab:
             wrong = ids.min() if ids.min() < 0 else ids.max()
@@ -367,7 +375,8 @@ def load(
     as NumPy's BLAS uses: as many as there are cores, or as $OPENBLAS_NUM_THREADS or $OMP_NUM_THREADS said when the
     program began. With another BLAS than OpenBLAS, that alone decides. Takes milliseconds, since the file is mapped
     into memory and read when it is used. A model that isn't there raises FileNotFoundError, a file that is damaged
-    ValueError, now or when what is damaged is first used.
+    ValueError, now or when what is damaged is first used. The file must not be written to as long as the model is used,
+    but another can be renamed to its name: see `Weights`.
 
     >>> load().hparams
     HParams(n_vocab=4096, n_ctx=512, n_embd=256, n_head=4, n_layer=6)

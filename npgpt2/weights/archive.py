@@ -7,6 +7,7 @@ process shares with its parent, and from behind a lock that it can inherit taken
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -45,6 +46,18 @@ class Member(NamedTuple):
         return self.start + self.size
 
 
+class _Written(NamedTuple):
+    """Which file it is, and when and how long it was written."""
+
+    file: tuple[int, int]
+    size: int
+    time: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> _Written:
+        return cls((status.st_dev, status.st_ino), status.st_size, status.st_mtime_ns)
+
+
 class Archive:
     """A zip file, mapped into memory. What is damaged raises ValueError, which says what to do.
 
@@ -66,6 +79,8 @@ class Archive:
                     f"{path}: not a model file, or cut short ({error}); convert or download it again"
                 ) from None
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._opened = _Written.of(os.fstat(file.fileno()))
+        self._place = path.absolute()  # now, since the program may go to another folder
         with suppress(AttributeError, OSError):  # decoding is 2 % faster with large pages, where the system has them
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.bytes = memoryview(self._map)
@@ -73,8 +88,23 @@ class Archive:
         if len(self._infos) != len(infos):
             raise self.broken("two members have the same name")
 
+    def check_unchanged(self) -> None:
+        """Raise ValueError where the file was written to after it was opened; another that has its name now is no
+        change.
+        """
+        try:
+            now = _Written.of(os.stat(self._place))
+        except OSError:  # it has no name any more
+            return
+        if now != self._opened and now.file == self._opened.file:
+            raise ValueError(f"{self.path}: was changed while it was open; load it again")
+
     def broken(self, what: str) -> ValueError:
         """An error about this file."""
+        try:
+            self.check_unchanged()
+        except ValueError as error:
+            return error
         # What zipfile and NumPy say can quote 64 KB of the file.
         return ValueError(f"{self.path}: {what[:300]}; convert or download the model again")
 

@@ -88,8 +88,12 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
     checked; then it is kept. Damage raises ValueError, a name that the model doesn't have KeyError.
 
     Threads and forked processes can use it at any moment. A copy is the object itself, and a pickle the absolute path
-    and `dtype`, by which the file is opened again. The file must not be changed while it is open; replacing it by
-    renaming another over it is safe.
+    and `dtype`, by which the file is opened again.
+
+    The file must not be written to while it is open, since it is read where it lies: what is written there is computed
+    with, and where it is cut short, the system ends the process (SIGBUS). `check_unchanged` notices either, as `GPT2`
+    does before each run, though not during one. Another file that takes its name, by being renamed to it, is safe, and
+    all that npgpt2 writes is.
 
     >>> from npgpt2.models import BUNDLED_FILE
     >>> weights = Weights(BUNDLED_FILE, dtype="int8")
@@ -159,6 +163,10 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
 
     def __reduce__(self) -> tuple[type[Weights], tuple[Path, Literal["int8"] | None]]:
         return type(self), self._settings
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError where the file was written to after it was opened."""
+        self._archive.check_unchanged()
 
     # ---- What the file says of itself
 
