@@ -237,7 +237,6 @@ class GPT2:
         ' plays one small game'
         """
         ids = self._check(tokens)
-        settings = settings | {"ignore_eot": True}
         ended = self._continue(np.atleast_2d(ids).tolist(), settings, text=False)
         new = np.array([request.tokens for request in ended], np.int64)
         return new.reshape(*ids.shape[:-1], -1)
@@ -245,6 +244,8 @@ class GPT2:
     def _continue(self, prompts: Tokens[Prompt], settings: Settings, text: bool = True) -> Tokens[Request]:
         """Continue several prompts to their ends, some at once, each by a sample of its own."""
         first = parse_settings(settings)[0].sample
+        if not text:
+            settings = settings | {"ignore_eot": True}
         engine = Engine(self, slots=max(1, min(SLOTS, len(prompts))), text=text)
         return run(engine, [engine.submit(one, **settings | {"sample": first + i}) for i, one in enumerate(prompts)])
 

@@ -38,6 +38,8 @@ SETTINGS = {
     "sample": [*WHOLE, None],
     "stop": [None, 5, [5], b"x", [b"x"], [None], ["a", 5], True],
     "ignore_eot": FLAG,
+    "allow_special": FLAG,
+    "skip_special": [value for value in FLAG if value is not None],
     "guess": FLAG,
     "logprobs": WHOLE,
     "prompt_logprobs": WHOLE,
