@@ -7,6 +7,7 @@ promise the latter and is held to the former alone.
 import io
 import json
 import os
+import pickletools
 import shutil
 import struct
 import zipfile
@@ -23,6 +24,8 @@ from npgpt2 import Tokenizer
 from npgpt2.convert import convert
 from npgpt2.convert.checkpoint import Entry, find_prefix, read_table
 from npgpt2.convert.huggingface import HuggingFaceModel
+from npgpt2.convert.pickles import Machine
+from npgpt2.convert.pytorch import PyTorchFile
 from npgpt2.convert.vocabulary import find_vocabulary, read_roles
 from npgpt2.vocabulary import SpecialTokens
 from npgpt2.weights import Weights
@@ -274,6 +277,62 @@ def test_damaged_text_of_hugging_face(name, conversion):
     assert refused > 5
 
 
+# ---- PyTorch's files
+
+
+@pytest.fixture
+def torch_file(tmp_path):
+    """A state dict with views, and a function that reads all tensors from the bytes of a file that has one."""
+    numbers = np.random.default_rng(0).standard_normal(60).astype(np.float32)
+    tensors = {"a": numbers.reshape(6, 10), "b": numbers.astype(np.float16), "c": np.arange(5.0), "d": np.ones(3, bool)}
+    tensors |= {"e": writers.View(numbers, (3, 4), (1, 3), 7), "f": ("bfloat16", np.arange(9, dtype=np.uint16))}
+    path = tmp_path / "x.pt"
+
+    def outcome(contents):
+        write_anew(path, contents)
+        found = PyTorchFile(path).state_dict()
+        return {name: (tensor.shape, tensor.file.read(tensor.view).tobytes()) for name, tensor in found.items()}
+
+    return {"model": tensors, "optimizer": {0: numbers + 1}, "epoch": 1.5}, outcome
+
+
+def test_damaged_files_of_pytorch(torch_file):
+    saved, outcome = torch_file
+    data = writers.torch_saved(saved)
+    refused, same = survey(data, np.arange(len(data)), outcome, outcome(data), seed=9, cases=2 * CASES)
+    assert refused > CASES
+    assert same > 0  # the optimizer's numbers, and what a zip file says about times
+
+
+@pytest.mark.parametrize("part", ["local", "central", "end"])
+def test_damaged_structures_of_pytorch_s_files(part, torch_file):
+    saved, outcome = torch_file
+    data = writers.torch_saved(saved)
+    refused, _ = survey(data, np.array(parts(data)[part]), outcome, outcome(data), seed=10)
+    assert refused > CASES / 4
+
+
+def test_damaged_pickles_behind_correct_checksums(torch_file):
+    """As a hostile file has: steps at random, sealed anew."""
+    saved, outcome = torch_file
+    members = writers.torch_members(saved)
+    pickle = members["archive/data.pkl"]
+
+    def sealed(damaged):
+        return outcome(writers.torch_zip(members | {"archive/data.pkl": damaged}))
+
+    refused, _ = survey(pickle, np.arange(len(pickle)), sealed, None, seed=11, cases=2 * CASES)
+    assert refused > CASES
+
+
+def test_damaged_older_files_of_pytorch(torch_file):
+    saved, outcome = torch_file
+    data = writers.torch_legacy(saved)
+    numbers = len(data) - 60 * 4
+    refused, _ = survey(data, np.arange(numbers), outcome, None, seed=12, cases=2 * CASES)
+    assert refused > CASES / 2
+
+
 # ---- Parsers, fed with anything
 
 JSON = st.recursive(
@@ -298,6 +357,27 @@ def refuses_or_not(function, *arguments):
 def test_any_bytes_as_a_table(data):
     refuses_or_not(lambda: list(read_table(data)))
     refuses_or_not(lambda: list(read_table(data + writers.footer((0, 0), (0, max(0, len(data) - 5))))))
+
+
+STEPS = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
+NAMES = st.sampled_from(
+    ["torch FloatStorage", "torch._utils _rebuild_tensor_v2", "collections OrderedDict", "os system"]
+)
+WORDS = (
+    st.sampled_from(STEPS)
+    | st.binary(max_size=3)
+    | NAMES.map(lambda name: writers.pickled(writers.Name(name), stop=False))
+    | (st.none() | st.booleans() | st.integers(-9, 99) | st.text(max_size=3)).map(
+        lambda v: writers.pickled(v, stop=False)
+    )
+)
+
+
+@FIXED
+@given(st.binary(max_size=100) | st.lists(WORDS, max_size=40).map(b"".join))
+def test_any_bytes_as_a_pickle(data):
+    refuses_or_not(Machine().run, io.BytesIO(data))
+    refuses_or_not(Machine().run, io.BytesIO(data + b"."))
 
 
 @FIXED

@@ -1,9 +1,12 @@
 """Writers for the formats that npgpt2 reads, which can also write what no honest program would."""
 
+import io
 import json
 import re
 import struct
+import zipfile
 
+import numpy as np
 from builders import SMALL, VOCABULARY, random_arrays  # noqa: F401
 
 from npgpt2.convert.crc32c import crc32c
@@ -124,6 +127,141 @@ def safetensors(tensors, metadata=None):
 def safetensors_header(described):
     text = described if isinstance(described, bytes) else json.dumps(described).encode()
     return struct.pack("<Q", len(text)) + text
+
+
+# ---- What torch.save writes
+
+
+class Name(str):
+    """Something in Python or PyTorch that a pickle names, such as "torch Size"."""
+
+
+class Call:
+    """A call of a `Name` in a pickle."""
+
+    def __init__(self, name, *arguments):
+        self.name, self.arguments = name, arguments
+
+
+class Persistent:
+    """What a pickle asks for that is outside of it; PyTorch describes storages so."""
+
+    def __init__(self, *described):
+        self.described = described
+
+
+class View:
+    """A tensor that is a view of a storage: a flat array, or (type, array) for what NumPy doesn't have."""
+
+    def __init__(self, storage, shape, strides, offset=0):
+        self.storage, self.shape, self.strides, self.offset = storage, shape, strides, offset
+
+
+STORAGES = {"float32": "Float", "float16": "Half", "float64": "Double", "bfloat16": "BFloat16", "int64": "Long",
+            "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte", "bool": "Bool"}  # fmt: skip
+
+
+def pickled(value, stop=True):
+    """The pickle of a value, as protocol 2 has it, but that nothing is remembered."""
+    if isinstance(value, Name):
+        return b"c" + value.replace(" ", "\n", 1).encode() + b"\n" + b"." * stop
+    if value is None or isinstance(value, bool):
+        text = {None: b"N", True: b"\x88", False: b"\x89"}[value]
+    elif isinstance(value, int):
+        text = (
+            struct.pack("<Bi", ord("J"), value)
+            if -(2**31) <= value < 2**31
+            else b"\x8a\x20" + value.to_bytes(32, "little", signed=True)
+        )
+    elif isinstance(value, float):
+        text = struct.pack(">cd", b"G", value)
+    elif isinstance(value, str):
+        text = struct.pack("<cI", b"X", len(value.encode())) + value.encode()
+    elif isinstance(value, tuple):
+        text = b"(" + b"".join(pickled(item, False) for item in value) + b"t"
+    elif isinstance(value, list):
+        text = b"](" + b"".join(pickled(item, False) for item in value) + b"e"
+    elif isinstance(value, dict):
+        text = b"}(" + b"".join(pickled(item, False) for pair in value.items() for item in pair) + b"u"
+    elif isinstance(value, Call):
+        text = pickled(value.name, False) + pickled(value.arguments, False) + b"R"
+    else:
+        text = pickled(value.described, False) + b"Q"
+    return text + b"." * stop
+
+
+def described(saved, storages):
+    """The same values, with tensors as PyTorch's pickles have them; their storages are added to a dictionary by key."""
+    if isinstance(saved, dict):
+        return {key: described(value, storages) for key, value in saved.items()}
+    if isinstance(saved, Call):
+        return Call(saved.name, *(described(value, storages) for value in saved.arguments))
+    kind = saved[0] if isinstance(saved, tuple) and saved and isinstance(saved[0], str) else None
+    if hasattr(saved, "dtype") or kind in STORAGES:
+        array = saved if kind is None else saved[1]
+        strides = tuple(stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides)
+        flat = array.reshape(-1)
+        saved = View(flat if kind is None else (kind, flat), array.shape, strides)
+    if not isinstance(saved, View):
+        return saved
+    kind, array = saved.storage if isinstance(saved.storage, tuple) else (saved.storage.dtype.name, saved.storage)
+    place = array.ctypes.data, array.size
+    same = (key for key, (_, known) in storages.items() if (known.ctypes.data, known.size) == place)
+    key = next(same, str(len(storages)))
+    storages[key] = kind, array
+    storage = Persistent("storage", Name(f"torch {STORAGES[kind]}Storage"), key, "cpu", array.size)
+    hooks = Call(Name("collections OrderedDict"))
+    rebuild = Name("torch._utils _rebuild_tensor_v2")
+    return Call(rebuild, storage, saved.offset, tuple(saved.shape), tuple(saved.strides), False, hooks)
+
+
+def torch_members(saved, root="archive"):
+    """What the zip file of torch.save has: bytes by name."""
+    storages = {}
+    text = b"\x80\x02" + (saved if isinstance(saved, bytes) else pickled(described(saved, storages)))
+    members = {"data.pkl": text, "byteorder": b"little"}
+    members |= {f"data/{key}": array.tobytes() for key, (_, array) in storages.items()}
+    return {f"{root}/{name}": data for name, data in (members | {"version": b"3\n"}).items()}
+
+
+def torch_zip(members, compression=zipfile.ZIP_STORED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data, compression)
+    return file.getvalue()
+
+
+def torch_saved(saved):
+    """The bytes of a file of torch.save. saved: values and containers, and arrays or `View`s for tensors."""
+    return torch_zip(torch_members(saved))
+
+
+def torch_legacy(saved, **changes):
+    """The same in the format before PyTorch 1.6. changes: to the system that it was written on."""
+    storages = {}
+    text = pickled(described(saved, storages))
+    magic, keys = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", pickled(list(storages))
+    system = pickled({"protocol_version": 1001, "little_endian": True} | changes)
+    out = b"".join(b"\x80\x02" + part for part in (magic, pickled(1001), system, text, keys))
+    return out + b"".join(struct.pack("<q", array.size) + array.tobytes() for _, array in storages.values())
+
+
+def nanogpt_checkpoint(arrays=None, hparams=SMALL, prefix="_orig_mod.transformer.", **changes):
+    """What nanoGPT saves: the weights of linear layers are (out, in), and the output projection is the embedding."""
+    tensors = {}
+    for name, array in (arrays or random_arrays(hparams)).items():
+        tensors[hf_name(name, prefix)] = np.ascontiguousarray(array.T) if name.endswith("/w") else array
+    tensors[f"{prefix.removesuffix('transformer.')}lm_head.weight"] = tensors[f"{prefix}wte.weight"]
+    sizes = {"n_layer": hparams.n_layer, "n_head": hparams.n_head, "n_embd": hparams.n_embd}
+    sizes |= {"block_size": hparams.n_ctx, "vocab_size": hparams.n_vocab, "bias": True, "dropout": 0.0}
+    moments = {n: {"step": np.float32(4), "exp_avg": array + 1} for n, array in enumerate(tensors.values())}
+    optimizer = {
+        "state": moments,
+        "param_groups": [{"lr": 6e-4, "betas": (0.9, 0.95), "fused": None, "params": [0, 1]}],
+    }
+    checkpoint = {"model": tensors, "optimizer": optimizer, "model_args": sizes, "iter_num": 2000}
+    return checkpoint | {"best_val_loss": np.array(1.5, np.float32), "config": {"out_dir": "out"}} | changes
 
 
 # ---- Zip files

@@ -75,9 +75,7 @@ class Archive:
                 with zipfile.ZipFile(file) as directory:
                     infos = directory.infolist()
             except errors as error:
-                raise ValueError(
-                    f"{path}: not a model file, or cut short ({error}); convert or download it again"
-                ) from None
+                raise self.broken(f"not a model file, or cut short ({error})") from None
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._opened = _Written.of(os.fstat(file.fileno()))
         self._place = path.absolute()  # now, since the program may go to another folder
@@ -110,6 +108,9 @@ class Archive:
 
     def __len__(self) -> int:
         return len(self._infos)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
 
     def __contains__(self, name: str) -> bool:
         return name in self._infos
