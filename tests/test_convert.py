@@ -198,10 +198,16 @@ def test_a_folder_of_several_checkpoints_without_a_state_file(fails, fixtures, t
     assert convert(tmp_path / "run" / "model-40").path == tmp_path / "run" / "model-40.npz"
 
 
-def test_a_safetensors_file_that_is_not_its_folder_s_model(fails, tmp_path):
+def test_a_file_of_tensors_is_read_with_the_config_beside_it(fails, tmp_path):
     folder = write_hugging_face(tmp_path / "hf")
-    (folder / "other.safetensors").write_bytes(writers.safetensors(hf_tensors()))
-    fails(ValueError, r"other\.safetensors: is not the model of .*hf", folder / "other.safetensors")
+    other = random_arrays(seed=1)
+    (folder / "other.safetensors").write_bytes(writers.safetensors(hf_tensors(other)))
+    (folder / "other.bin").write_bytes(writers.torch_saved(hf_tensors(other)))
+    for name in ("other.safetensors", "other.bin"):
+        assert convert(folder / name).path == folder / "other.npz"
+        assert_holds(folder / "other.npz", other)
+        (folder / "other.npz").unlink()
+    assert_holds(convert(folder / "model.safetensors").path, random_arrays())
     lone = tmp_path / "lone"
     write_openai(lone)
     (lone / "model.safetensors").write_bytes(writers.safetensors(hf_tensors()))
@@ -211,7 +217,39 @@ def test_a_safetensors_file_that_is_not_its_folder_s_model(fails, tmp_path):
 def test_a_hugging_face_folder_without_its_tensors(fails, tmp_path):
     folder = write_hugging_face(tmp_path / "hf")
     (folder / "model.safetensors").unlink()
-    fails(FileNotFoundError, r"model\.safetensors", folder)
+    fails(FileNotFoundError, r"hf: has neither model\.safetensors nor pytorch_model\.bin beside config\.json", folder)
+
+
+FOREIGN = {
+    "adapter_config.json": r"is a PEFT adapter \(LoRA or another\), which is not a whole model; merge it with AutoPeft",
+    "model-q4_0.gguf": r"is a model in llama\.cpp's format; convert what it was made from, or save it again with",
+    "decoder_model.onnx": r"is a model in ONNX's format; convert what it was exported from",
+    "flax_model.msgpack": r"is Flax's weights; save them again with transformers 4: AutoModel.*from_flax=True",
+    "tf_model.h5": r"is TensorFlow 2's weights; save them again with transformers 4: AutoModel.*from_tf=True",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("with_config", [True, False])
+def test_what_is_not_ours_is_named(name, with_config, fails, tmp_path):
+    folder = write_hugging_face(tmp_path / "hf")
+    (folder / name).write_bytes(b"\x89something")
+    for other in ("model.safetensors", *(() if with_config else ("config.json",))):
+        (folder / other).unlink()
+    fails(ValueError, name.replace(".", r"\.") + ": " + FOREIGN[name], folder)
+    fails(ValueError, name.replace(".", r"\.") + ": " + FOREIGN[name], folder / name)
+
+
+def test_an_adapter_is_not_passed_over_beside_a_whole_model(fails, tmp_path):
+    """transformers would apply it."""
+    folder = write_hugging_face(tmp_path / "hf")
+    for name in FOREIGN:
+        if name != "adapter_config.json":
+            (folder / name).touch()
+    convert(folder)
+    (folder / "adapter_config.json").touch()
+    for source in (folder, folder / "model.safetensors"):
+        fails(ValueError, r"adapter_config\.json: " + FOREIGN["adapter_config.json"], source)
 
 
 # ---- Vocabulary
@@ -256,7 +294,7 @@ def test_half_a_vocabulary_or_a_damaged_one_is_refused(fails, fixtures, tmp_path
 
 def test_heads_are_asked_for_where_no_file_says_them(fails, tmp_path):
     source = write_openai(tmp_path / "run", hparams=None)
-    fails(ValueError, r"run: has no hparams\.json; say how many heads the model has with --n-head N", source)
+    fails(ValueError, r"run: nothing there says how many heads the model has; say it with --n-head N", source)
     for n_head in (3, 0, -1):
         fails(ValueError, r"n_head", source, n_head=n_head)
     assert convert(source, n_head=4).hparams == HParams(**{**SMALL._asdict(), "n_head": 4})

@@ -62,14 +62,70 @@ def test_the_fixtures_are_of_both_kinds(fixtures):
 # ---- What it could have written
 
 
-@pytest.mark.parametrize("prefix", ["transformer.", ""])
-def test_names_with_a_prefix_and_without(prefix, tmp_path):
-    assert_equal(read_all(write_hugging_face(tmp_path, hf_tensors(prefix=prefix))), random_arrays())
+PREFIXES = [
+    "transformer.",
+    "",
+    "module.transformer.",
+    "_orig_mod.module.",
+    "model.",
+    "a.b.c.d.transformer.",
+    "h.transformer.",
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_whatever_all_names_begin_with_is_taken_off(prefix, tmp_path):
+    head = {f"{prefix.removesuffix('transformer.')}lm_head.weight": random_arrays()["wte"]}
+    assert_equal(read_all(write_hugging_face(tmp_path / "1", hf_tensors(prefix=prefix))), random_arrays())
+    assert_equal(read_all(write_hugging_face(tmp_path / "2", hf_tensors(prefix=prefix) | head)), random_arrays())
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_the_output_projection_stands_for_the_embedding_that_is_missing(prefix, tmp_path):
+    """As safetensors' save_model leaves it, which keeps the first name of what is there twice."""
+    tensors = hf_tensors(prefix=prefix)
+    tensors[f"{prefix.removesuffix('transformer.')}lm_head.weight"] = tensors.pop(f"{prefix}wte.weight")
+    assert_equal(read_all(write_hugging_face(tmp_path, tensors)), random_arrays())
+
+
+def test_tensors_of_other_heads_are_passed_over(tmp_path):
+    heads = {"score.weight": np.ones((2, 8), np.float32), "v_head.summary.bias": np.ones(1, np.float32)}
+    assert_equal(read_all(write_hugging_face(tmp_path, hf_tensors() | heads)), random_arrays())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["transformer.h.0.attn.q_norm.weight", "transformer.h.1.crossattention.c_attn.weight", "lm_head.bias",
+     "transformer.h.0.mlp.c_gate.weight", "transformer.wte.extra", "transformer.h.0.attn.c_attn.weight_scale"],
+)  # fmt: skip
+def test_tensors_that_no_gpt_2_has_are_named(name, tmp_path):
+    tensors = hf_tensors() | {name: np.ones(8, np.float32)}
+    with pytest.raises(ValueError, match=r"model\.safetensors: tensor '.*' is none of GPT-2's; this is another model"):
+        read_all(write_hugging_face(tmp_path, tensors))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight",
+     "base_model.model.transformer.h.0.attn.c_attn.base_layer.weight"],
+)  # fmt: skip
+def test_adapters_that_are_not_merged_are_named(name, tmp_path):
+    tensors = hf_tensors(prefix="base_model.model.transformer.") | {name: np.ones((4, 8), np.float32)}
+    with pytest.raises(
+        ValueError, match=r"is of a LoRA adapter; merge it into the model with PEFT's merge_and_unload\(\)"
+    ):
+        read_all(write_hugging_face(tmp_path, tensors))
+
+
+def test_two_models_in_one_file_are_refused(tmp_path):
+    tensors = hf_tensors(prefix="actor.transformer.") | hf_tensors(prefix="critic.transformer.")
+    with pytest.raises(ValueError, match=r"tensors 'actor\..*' and 'critic\..*' are of two models; save one alone"):
+        read_all(write_hugging_face(tmp_path, tensors))
 
 
 def test_every_name_has_one_in_openai_s_checkpoint():
     for name in variable_shapes(SMALL):
-        for prefix in ("transformer.", ""):
+        for prefix in PREFIXES:
             assert to_checkpoint_name(hf_name(name, prefix)) == name
 
 
@@ -82,16 +138,23 @@ def test_buffers_of_older_versions_are_passed_over(tmp_path):
     assert_equal({**{name: Weights(tmp_path / "m.npz")[name] for name in random_arrays()}}, random_arrays())
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16"])
-def test_half_precision_is_widened(kind, tmp_path):
-    if kind == "F16":
-        expected = {name: array.astype(np.float16) for name, array in random_arrays().items()}
+@pytest.mark.parametrize("kind", ["float16", "float64", "BF16"])
+def test_other_precisions_are_widened(kind, tmp_path):
+    if kind != "BF16":
+        expected = {name: array.astype(kind) for name, array in random_arrays().items()}
         tensors = hf_tensors(expected)
     else:
         upper = {name: (array.view(np.uint32) >> 16).astype(np.uint16) for name, array in random_arrays().items()}
         expected = {name: (array.astype(np.uint32) << 16).view(np.float32) for name, array in upper.items()}
         tensors = hf_tensors({name: ("BF16", array) for name, array in upper.items()})
     assert_equal(read_all(write_hugging_face(tmp_path, tensors)), expected)
+
+
+def test_a_file_that_was_not_fetched_is_named(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"x\.safetensors: is Git LFS's note of a file that wasn't fetched; fetch it with"
+    ):
+        header_of(tmp_path, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
 def test_metadata_is_passed_over(tmp_path):
@@ -133,6 +196,9 @@ def test_what_config_leaves_out_is_plain_gpt_2(tmp_path):
         {"n_inner": None},
         {"n_inner": 32},
         {"activation_function": "gelu_pytorch_tanh"},
+        {"activation_function": "gelu_fast"},
+        {"activation_function": "gelu_python_tanh"},
+        {"activation_function": "gelu_accurate"},
         {"layer_norm_epsilon": 1e-05, "n_ctx": 5, "resid_pdrop": 0.3, "architectures": ["GPT2LMHeadModel"]},
         {"reorder_and_upcast_attn": True},
     ],
@@ -166,9 +232,31 @@ def test_other_models_are_refused_by_name(name, value, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "n_positions", "n_embd", "n_head", "n_layer"])
-def test_sizes_that_are_missing_or_silly_are_named(name, tmp_path):
-    with pytest.raises(ValueError, match=rf"config\.json: {name} missing"):
-        read_config(config_with(tmp_path, json.dumps({k: v for k, v in CONFIG.items() if k != name}).encode()))
+def test_sizes_that_are_missing_are_those_of_transformers_defaults(name, tmp_path):
+    usual = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
+    given = {key: value for key, value in (CONFIG | {"n_embd": 24}).items() if key != name}
+    hparams = read_config(config_with(tmp_path, json.dumps(given).encode()))
+    expected = usual | given | {name: usual[name]}
+    assert tuple(hparams) == tuple(expected[key] for key in usual)
+
+
+@pytest.mark.parametrize(
+    ("general", "name"),
+    [
+        ("max_position_embeddings", "n_positions"),
+        ("hidden_size", "n_embd"),
+        ("num_attention_heads", "n_head"),
+        ("num_hidden_layers", "n_layer"),
+    ],
+)
+def test_sizes_under_the_names_that_all_models_share(general, name, tmp_path):
+    config = {key: value for key, value in CONFIG.items() if key != name} | {general: CONFIG[name]}
+    assert read_config(config_with(tmp_path, json.dumps(config).encode())) == SMALL
+    assert read_config(config_with(tmp_path, json.dumps(config | {name: 24}).encode())) == SMALL
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "n_positions", "n_embd", "n_head", "n_layer", "hidden_size"])
+def test_sizes_that_are_silly_are_named(name, tmp_path):
     for value in (0, -1, 1.5, True, "8", None, [1], 10**30):
         with pytest.raises(ValueError, match=r"config\.json: n_\w+ is .*, where a whole number of at least 1"):
             read_config(config_with(tmp_path, **{name: value}))
@@ -306,8 +394,8 @@ def test_tensors_beyond_the_end_are_refused(place, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dtype": "I64"}, r"tensor wte has type 'I64', not F32, F16 or BF16"),
-        ({"dtype": "F64"}, r"tensor wte has type 'F64'"),
+        ({"dtype": "I64"}, r"tensor wte has type 'I64', not F32, F16, BF16 or F64"),
+        ({"dtype": "F64"}, r"tensor wte of shape \(11, 8\) has 352 bytes"),
         ({"dtype": "x" * 10**5}, r"tensor wte has type 'x+\.\.\.x+'"),
         ({"dtype": "F16"}, r"tensor wte of shape \(11, 8\) has 352 bytes"),
         ({"data_offsets": [0, 348]}, r"tensor wte of shape \(11, 8\) has 348 bytes"),
@@ -342,7 +430,9 @@ def test_names_with_line_breaks_make_no_message_of_two_lines(tmp_path):
 
 def test_a_tensor_that_is_there_twice_is_refused(tmp_path):
     tensors = hf_tensors() | {"wte.weight": random_arrays(seed=1)["wte"]}
-    with pytest.raises(ValueError, match=r"model\.safetensors: tensor 'wte\.weight' is there twice"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: tensors 'transfor.*' and 'wte\.weight' are of two models"
+    ):
         HuggingFaceModel(write_hugging_face(tmp_path, tensors))
 
 
@@ -350,13 +440,13 @@ def test_a_tensor_that_is_there_twice_is_refused(tmp_path):
 
 
 def write_index(folder, weight_map):
+    (folder / "model.safetensors").unlink(missing_ok=True)
     text = json.dumps({"metadata": {}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(text)
 
 
 def test_tensors_in_several_files(tmp_path):
     write_hugging_face(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
     tensors, weight_map = hf_tensors(), {}
     for number, name in enumerate(tensors):
         weight_map[name] = f"part-{number % 3}.safetensors"
@@ -381,6 +471,13 @@ def test_files_of_other_folders_are_refused(file, tmp_path):
     assert len(str(caught.value)) < 500
 
 
+def test_of_several_forms_of_the_weights_the_one_that_transformers_takes_is_read(tmp_path):
+    write_index(write_hugging_face(tmp_path), {"wte.weight": "none.safetensors"})
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "model.safetensors").write_bytes(safetensors(hf_tensors()))
+    assert_equal(read_all(tmp_path), random_arrays())
+
+
 @pytest.mark.parametrize("weight_map", [None, [], 1, "x", {"a": 1}, {"a": None}, {"a": ["b"]}, {"a": "b", "c": {}}])
 def test_an_index_without_a_map_is_refused(weight_map, tmp_path):
     write_index(write_hugging_face(tmp_path), weight_map)
@@ -390,5 +487,8 @@ def test_an_index_without_a_map_is_refused(weight_map, tmp_path):
 
 def test_an_index_of_nothing_holds_no_model(tmp_path):
     write_index(write_hugging_face(tmp_path / "hf"), {})
+    with pytest.raises(ValueError, match=r"index\.json: has no weight_map from tensors to files"):
+        convert(tmp_path / "hf", tmp_path / "m.npz")
+    (tmp_path / "hf" / "model.safetensors").write_bytes(safetensors({}))
     with pytest.raises(ValueError, match="has no variables of GPT-2's layers"):
         convert(tmp_path / "hf", tmp_path / "m.npz")

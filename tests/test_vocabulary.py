@@ -539,7 +539,7 @@ def test_a_prompt_with_special_tokens_is_said_once(run, folder):
 def test_convert_and_info_say_what_was_found(run, folder, tmp_path):
     files = {"added_tokens": ADDED, "special_tokens_map": NAMED, "config": {"eos_token_id": 521, "pad_token_id": 520}}
     _, _, error = run("convert", folder(n_vocab=540, **files), "-o", tmp_path / "m.npz")
-    assert error == "npgpt2: 18 of the model's 540 rows belong to no token, and are never drawn\n"
+    assert error == "npgpt2: note: 18 of the model's 540 rows belong to no token, and are never drawn\n"
     _, info, _ = run("info", tmp_path / "m.npz")
     assert "unused rows 18, of no token\n" in info
     assert "added       <|pad|> (520), <|startoftext|> (521), <|endoftext|> (519)\n" in info

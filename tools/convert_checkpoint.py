@@ -1,4 +1,4 @@
-"""Convert a TensorFlow checkpoint or a Hugging Face folder: the command `npgpt2 convert`, without installing npgpt2."""
+"""Convert a checkpoint or a Hugging Face folder: the command `npgpt2 convert`, without installing npgpt2."""
 
 import sys
 from pathlib import Path

@@ -29,7 +29,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         commands,
         "convert",
         run_convert,
-        "make a model file from a TensorFlow checkpoint or a Hugging Face folder",
+        "make a model file from a checkpoint of TensorFlow or PyTorch, or a Hugging Face folder",
         "Needs neither TensorFlow nor PyTorch.",
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="the folder, or a checkpoint such as run1/model-40")
@@ -44,7 +44,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         help="without a vocabulary, for use with token ids",
     )
     parser.add_argument(
-        "--n-head", type=at_least(1), metavar="N", help="attention heads, where SRC has no hparams.json"
+        "--n-head", type=at_least(1), metavar="N", help="attention heads, where SRC doesn't say"
     )
     parser.add_argument(
         "--dtype",
@@ -129,7 +129,7 @@ def run_convert(args: argparse.Namespace) -> None:
     converted = convert(args.source, args.output, args.vocab, args.n_head, args.dtype)
     print(f"{converted.path}: {converted.path.stat().st_size:,} bytes, {converted.hparams}")
     for note in converted.notes:
-        print(f"npgpt2: {note}", file=sys.stderr)
+        print(f"npgpt2: note: {note}", file=sys.stderr)
     if not converted.has_vocabulary and args.vocab is not False:
         print(
             f"npgpt2: warning: {converted.path} has no vocabulary, so that it can't be used with text;"

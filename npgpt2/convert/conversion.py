@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from npgpt2.checks import as_path, check_whole
-from npgpt2.convert.sources import Bytes, Source, find_hparams, open_source
+from npgpt2.convert.sources import TENSORS, Bytes, Source, find_hparams, open_source
 from npgpt2.convert.vocabulary import find_vocabulary, read_roles, to_store
 from npgpt2.formulas import Array
 from npgpt2.model import HParams, variable_shapes
@@ -59,7 +59,7 @@ def convert(
     n_head: int | None = None,
     dtype: str = "float32",
 ) -> Converted:
-    """Convert a TensorFlow checkpoint or a Hugging Face folder into a model file.
+    """Convert a TensorFlow checkpoint, a Hugging Face folder or nanoGPT's `ckpt.pt` into a model file.
 
     source: a folder, or a checkpoint's prefix (`run1/model-40`) or file · output: the `.npz` to write, replaced if it
     is there; by default the source's name beside it · vocabulary: the folder of `encoder.json` and `vocab.bpe` (or
@@ -93,7 +93,9 @@ def convert(
     if output is None:
         named = opened.path if source.is_file() else source
         named = named if named.name not in ("", "..") else named.resolve()
-        output = named.with_name(named.name + ".npz")
+        stem = named.stem if named.is_file() and named.suffix in TENSORS else named.name
+        output = named.with_name(f"{stem}.npz")
     special = to_store(texts, read_roles(opened.folder, hparams.n_vocab))
     write(output, hparams, _read_variables(opened, shapes), texts[:2] if texts else None, dtype, special)
-    return Converted(output, hparams, texts is not None, texts.notes if texts else ())
+    notes = (*opened.notes, *(texts.notes if texts else ()))
+    return Converted(output, hparams, texts is not None, notes)
