@@ -60,7 +60,7 @@ def make_model(*sizes):
 
 
 def converted(folder):
-    path, _, _ = convert(folder, folder.with_suffix(".npz"))
+    path = convert(folder, folder.with_suffix(".npz")).path
     return npgpt2.load(path)
 
 
