@@ -43,9 +43,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         const=False,
         help="without a vocabulary, for use with token ids",
     )
-    parser.add_argument(
-        "--n-head", type=at_least(1), metavar="N", help="attention heads, where SRC doesn't say"
-    )
+    parser.add_argument("--n-head", type=at_least(1), metavar="N", help="attention heads, where SRC doesn't say")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
