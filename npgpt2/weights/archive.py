@@ -66,19 +66,19 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._place = path.absolute()  # now, since the program may go to another folder
         import zipfile  # here, since it takes a twentieth of what `import npgpt2` does
 
         # What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
         errors = (zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError)
         with open(path, "rb") as file:  # what the system refuses has the system's own message
+            self._opened = _Written.of(os.fstat(file.fileno()))
             try:
                 with zipfile.ZipFile(file) as directory:
                     infos = directory.infolist()
             except errors as error:
                 raise self.broken(f"not a model file, or cut short ({error})") from None
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._opened = _Written.of(os.fstat(file.fileno()))
-        self._place = path.absolute()  # now, since the program may go to another folder
         with suppress(AttributeError, OSError):  # decoding is 2 % faster with large pages, where the system has them
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.bytes = memoryview(self._map)
