@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import writers
 from builders import SMALL, random_arrays, zero_arrays
-from writers import as_saved, hf_tensors, write_checkpoint, write_hugging_face, write_openai
+from writers import as_saved, hf_tensors, nanogpt_checkpoint, write_checkpoint, write_hugging_face, write_openai
 
 import npgpt2
 from npgpt2.convert import conversion, convert
@@ -224,6 +224,7 @@ FOREIGN = {
     "adapter_config.json": r"is a PEFT adapter \(LoRA or another\), which is not a whole model; merge it with AutoPeft",
     "model-q4_0.gguf": r"is a model in llama\.cpp's format; convert what it was made from, or save it again with",
     "decoder_model.onnx": r"is a model in ONNX's format; convert what it was exported from",
+    "onnx/model.onnx": r"is a model in ONNX's format; convert what it was exported from",
     "flax_model.msgpack": r"is Flax's weights; save them again with transformers 4: AutoModel.*from_flax=True",
     "tf_model.h5": r"is TensorFlow 2's weights; save them again with transformers 4: AutoModel.*from_tf=True",
 }
@@ -233,6 +234,7 @@ FOREIGN = {
 @pytest.mark.parametrize("with_config", [True, False])
 def test_what_is_not_ours_is_named(name, with_config, fails, tmp_path):
     folder = write_hugging_face(tmp_path / "hf")
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"\x89something")
     for other in ("model.safetensors", *(() if with_config else ("config.json",))):
         (folder / other).unlink()
@@ -245,6 +247,7 @@ def test_an_adapter_is_not_passed_over_beside_a_whole_model(fails, tmp_path):
     folder = write_hugging_face(tmp_path / "hf")
     for name in FOREIGN:
         if name != "adapter_config.json":
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).touch()
     convert(folder)
     (folder / "adapter_config.json").touch()
@@ -439,7 +442,7 @@ def test_interrupting_leaves_no_file(fixtures, tmp_path, monkeypatch):
 # ---- Memory and progress
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "safetensors"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "safetensors", "nanoGPT"])
 def test_memory_is_that_of_the_largest_variable(dtype, tmp_path, allocated_peak, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda number: None)  # only memory is of interest here
     hparams = HParams(n_vocab=8192, n_ctx=8192, n_embd=768, n_head=2, n_layer=1)
@@ -449,6 +452,10 @@ def test_memory_is_that_of_the_largest_variable(dtype, tmp_path, allocated_peak,
     if dtype == "safetensors":
         config = {"vocab_size": 8192, "n_positions": 8192, "n_embd": 768, "n_head": 2, "n_layer": 1}
         source = write_hugging_face(tmp_path / "hf", hf_tensors(sizes), config)
+    elif dtype == "nanoGPT":
+        source = tmp_path / "out"
+        source.mkdir()
+        (source / "ckpt.pt").write_bytes(writers.torch_saved(nanogpt_checkpoint(sizes, hparams)))
     else:
         kind = ("bfloat16", np.uint16) if dtype == "bfloat16" else (dtype, np.dtype(dtype))
         source = write_openai(tmp_path / "run", hparams=hparams)
@@ -456,7 +463,7 @@ def test_memory_is_that_of_the_largest_variable(dtype, tmp_path, allocated_peak,
         write_checkpoint(source / "model.ckpt", saved)
     del sizes
     # As it is read, and as float32, where these are not the same; no other variable; and some pieces to work on.
-    held = {"float32": 1, "safetensors": 1, "bfloat16": 1.5, "float64": 3}[dtype] * largest
+    held = {"float32": 1, "safetensors": 1, "nanoGPT": 1, "bfloat16": 1.5, "float64": 3}[dtype] * largest
     assert allocated_peak(lambda: convert(source, tmp_path / "m.npz")) < held + 16 * 2**20
     shutil.rmtree(source)
     (tmp_path / "m.npz").unlink()

@@ -49,6 +49,7 @@ FOREIGN = {
         " AutoModelForCausalLM.from_pretrained(…, gguf_file=…).save_pretrained(…)",
     ),
     "*.onnx": ("a model in ONNX's format", "convert what it was exported from"),
+    "onnx/*.onnx": ("a model in ONNX's format", "convert what it was exported from"),
     "flax_model*.msgpack": (
         "Flax's weights",
         "save them again with transformers 4:"

@@ -177,6 +177,9 @@ def test_a_hostile_vocabulary_and_a_hostile_name_are_text_everywhere(browser, mo
     """Where each token is a whole element, which no prompt can make of a usual vocabulary."""
 
     class Hostile:
+        def __contains__(self, token):
+            return True
+
         def decode_bytes(self, tokens):
             return b"".join(b"</script><img/src=x/onerror=window.run=%d>" % token for token in tokens)
 
