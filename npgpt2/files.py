@@ -29,6 +29,8 @@ TEXT_FILE_LIMIT = 32 * 2**20
 # of memory. A vocabulary of 50,257 tokens and its merges have 250,000 in `tokenizer.json`; no other file has 20,000.
 VALUES_LIMIT = 2**18
 VOCABULARY_VALUES_LIMIT = 2**21
+# What some editors put before a text in UTF-8 to say that it is. It is no part of the text.
+BYTE_ORDER_MARK = "\ufeff"
 # Bytes of a text that are read at once.
 PIECE = 2**16
 
@@ -152,7 +154,7 @@ def parse_json_object(data: bytes, source: str, most: int = VALUES_LIMIT) -> dic
     if sum(map(data.count, b",:[{")) > most:  # of those within strings too, which are few
         raise ValueError(f"{source}: has more values than the {most:,} that such a file can have")
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8").removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
@@ -161,31 +163,37 @@ def parse_json_object(data: bytes, source: str, most: int = VALUES_LIMIT) -> dic
 
 
 def read_text_pieces(file: BinaryIO, source: str, progress: Callable[[int], object]) -> Iterator[str]:
-    """A file's text from UTF-8, piece by piece; ValueError says at which byte it isn't.
+    """A file's text from UTF-8, piece by piece, without a byte order mark before it; ValueError says at which byte it
+    isn't UTF-8.
 
     progress: called with the number of bytes of each piece, once it is done with.
     """
     decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
-    more = True
+    more = begins = True
     while more:
         data = file.read(PIECE)
         read, more = read + len(data), bool(data)
         try:
             text = decoder.decode(data, final=not more)
         except UnicodeDecodeError as error:
-            raise _not_utf8(source, error, begins=read - len(error.object)) from None
-        yield text
+            raise _not_utf8(source, error, before=read - len(error.object)) from None
+        yield text.removeprefix(BYTE_ORDER_MARK) if begins else text
+        begins = begins and not text
         progress(len(data))
 
 
 def decode_utf8(data: bytes, source: str) -> str:
-    """Text from UTF-8; ValueError says at which byte it isn't."""
+    """Text from UTF-8, without a byte order mark before it; ValueError says at which byte it isn't UTF-8.
+
+    >>> decode_utf8(codecs.BOM_UTF8 + b"Once", "story.txt")
+    'Once'
+    """
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         raise _not_utf8(source, error) from None
 
 
-def _not_utf8(source: str, error: UnicodeDecodeError, begins: int = 0) -> ValueError:
-    """begins: the byte of the source at which what couldn't be decoded begins."""
-    return ValueError(f"{source}: not UTF-8 at byte {begins + error.start} (0x{error.object[error.start]:02x})")
+def _not_utf8(source: str, error: UnicodeDecodeError, before: int = 0) -> ValueError:
+    """before: how many bytes of the source come before those that couldn't be decoded."""
+    return ValueError(f"{source}: not UTF-8 at byte {before + error.start} (0x{error.object[error.start]:02x})")

@@ -107,6 +107,7 @@ def _parse_merges(vocab_bpe: bytes, ids: Mapping[str, int], source: str) -> tupl
         lines = vocab_bpe.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: vocab.bpe is not UTF-8 at byte {error.start}") from None
+    lines = decode_utf8(vocab_bpe, f"{source}: vocab.bpe").split("\n")
     ranks: dict[Pair, int] = {}
     made: list[int] = []
     first = 1 if lines[0].startswith("#version") else 0

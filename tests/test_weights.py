@@ -463,7 +463,7 @@ def test_deeply_nested_hparams_are_refused(depth, opened):
         opened(by_numpy(random_arrays(), hparams=text))
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"1", b"null", b"\xff", b"\xef\xbb\xbf{}", b"{} {}", b"9" * 5000])
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"1", b"null", b"\xff", b"\xef\xbb\xbf", b"{} {}", b"9" * 5000])
 def test_hparams_that_are_no_json_object_are_refused(text, opened):
     with pytest.raises(ValueError, match=r"hparams\.json: (not valid JSON|holds a JSON)"):
         opened(by_numpy(random_arrays(), hparams=text))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from npgpt2.cli import generate, models, study, text
 from npgpt2.cli.common import Parser
@@ -56,14 +58,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare_streams() -> None:
-    """Standard input and output in UTF-8, whatever the locale, and empty where there is none."""
+    """Standard input and output in UTF-8, whatever the locale, and empty where there is none.
+
+    A byte order mark before the input is no part of it, as in files.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:  # whoever started us closed it
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
-            # Only the names of files can hold what UTF-8 has no code for.
-            stream.reconfigure(encoding="utf-8", errors="strict" if name == "stdin" else "backslashreplace")
+            encoding, errors = ("utf-8-sig", "strict") if name == "stdin" else ("utf-8", "npgpt2.names")
+            stream.reconfigure(encoding=encoding, errors=errors)
+
+
+def _show_name(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Show what UTF-8 has no code for: bytes of a file's name that are no text in this locale. In UTF-8 they may be."""
+    if isinstance(error, UnicodeEncodeError):
+        with suppress(UnicodeError):
+            return os.fsencode(error.object[error.start : error.end]).decode("utf-8").encode(), error.end
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("npgpt2.names", _show_name)
 
 
 def describe(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,12 +158,23 @@ def read_prompt(args: argparse.Namespace) -> str:
     return read_text(args.prompt, args.file)
 
 
+def to_text(argument: str) -> str:
+    """An argument as text, which is in UTF-8 whatever the locale; what isn't raises ValueError.
+
+    The names of files stay as Python has them, since that is how it finds the files.
+    """
+    if not any("\ud800" <= character <= "\udfff" for character in argument):
+        return argument
+    try:  # these stand for bytes that are no text in this locale
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        raise ValueError(f"the argument {argument!r} is not UTF-8") from None
+
+
 def read_text(argument: str | None, file: Path | None) -> str:
     """A text from an argument, a file, or standard input if that is no terminal; one newline at the end is dropped."""
     if argument is not None:
-        if any("\ud800" <= character <= "\udfff" for character in argument):
-            raise ValueError("the argument is not UTF-8")
-        return argument
+        return to_text(argument)
     if file is not None:
         text = decode_utf8(file.read_bytes(), str(file))
     elif sys.stdin.isatty():

@@ -26,6 +26,7 @@ from npgpt2.cli.common import (
     open_output,
     read_prompt,
     warn_of_special,
+    to_text,
 )
 from npgpt2.engine import Settings, samples, stream
 
@@ -112,6 +113,7 @@ def run_generate(args: argparse.Namespace) -> None:
         args.parser.error("--nsamples 0 goes on until interrupted, so that --output would never be complete")
     if "" in args.stop:
         args.parser.error("argument --stop: is empty, which would end every text at once")
+    args.stop = [*map(to_text, args.stop)]
     prompt = read_prompt(args)
     model = open_model(args)
     warn_of_special(model, prompt, args)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -248,7 +249,7 @@ _STATE_PATH = re.compile(rb'^[ \t]*model_checkpoint_path[ \t]*:[ \t]*"([^"\\\n]*
 
 def latest(state: Path) -> str:
     """The name, without folders, of the checkpoint that a `checkpoint` file calls the latest."""
-    match = _STATE_PATH.search(read_bounded(state, STATE_LIMIT))
+    match = _STATE_PATH.search(read_bounded(state, STATE_LIMIT).removeprefix(BOM_UTF8))
     if match is None:
         raise ValueError(f"{state}: has no model_checkpoint_path; give the checkpoint's own path instead")
     # The path is quoted as in C: bytes outside of ASCII by their octal number, some others by a letter.
