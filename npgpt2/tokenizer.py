@@ -22,7 +22,7 @@ from typing import TypeVar
 import regex
 
 from npgpt2.checks import as_path, check_flag, check_iterable, is_whole, wrong_type
-from npgpt2.files import VOCABULARY_VALUES_LIMIT, parse_json_object
+from npgpt2.files import VOCABULARY_VALUES_LIMIT, decode_utf8, parse_json_object
 from npgpt2.vocabulary import AddedToken, AddedTokens, Ranges, SpecialTokens, ranges_of, read_vocabulary
 
 Pair = tuple[int, int]
@@ -103,10 +103,6 @@ def _parse_merges(vocab_bpe: bytes, ids: Mapping[str, int], source: str) -> tupl
     """Where in the list each pair of tokens stands, and the token that is made in each place, as `merge` wants them."""
     if vocab_bpe.count(b"\n") > VOCABULARY_VALUES_LIMIT:  # each takes twenty times the memory of its shortest text
         raise ValueError(f"{source}: vocab.bpe has more than {VOCABULARY_VALUES_LIMIT:,} lines")
-    try:
-        lines = vocab_bpe.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: vocab.bpe is not UTF-8 at byte {error.start}") from None
     lines = decode_utf8(vocab_bpe, f"{source}: vocab.bpe").split("\n")
     ranks: dict[Pair, int] = {}
     made: list[int] = []

@@ -460,6 +460,14 @@ def test_models_without_a_models_folder_are_the_bundled_one_and_what_can_be_down
     assert [line.split()[0] for line in out.splitlines()] == ["storyteller", "124M", "355M", "774M", "1558M"]
 
 
+@pytest.mark.usefixtures("homeless")
+def test_models_of_a_user_without_a_home_are_the_bundled_one_and_what_can_be_downloaded(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("models")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["storyteller", "124M", "355M", "774M", "1558M"]
+
+
 @pytest.mark.parametrize("command", [["generate", "Once"], ["encode", "Once"], ["decode", "1"], ["info"]])
 def test_without_a_model_the_bundled_one_is_used(run, command):
     assert run(*command) == run(*command, *(["storyteller"] if command == ["info"] else ["-m", "storyteller"]))

@@ -173,6 +173,40 @@ def test_the_folder_above_is_a_source(elsewhere, monkeypatch):
     assert convert(Path("..")).path == elsewhere.resolve() / "run1.npz"
 
 
+HASH = "2290a62682d06624634c1f46a6ad5be0f47f38aa"
+
+
+@pytest.mark.parametrize("name", ["models--distilbert--distilgpt2", "models--distilgpt2"])
+@pytest.mark.parametrize("within", ["", "model.safetensors", ".", "../" + HASH])
+def test_a_snapshot_of_the_hub_is_named_after_its_model_in_the_current_folder(name, within, fixtures, elsewhere):
+    snapshot = elsewhere / "hub" / name / "snapshots" / HASH
+    shutil.copytree(fixtures / "hf", snapshot)
+    before = sorted(path for path in elsewhere.rglob("*") if path.is_file())
+    for source in (snapshot / within, snapshot.relative_to(elsewhere) / within):
+        assert convert(source).path == Path("distilgpt2.npz")
+        after = sorted(path for path in elsewhere.rglob("*") if path.is_file())
+        assert after == sorted([*before, elsewhere / "distilgpt2.npz"])
+
+
+def test_in_the_cache_of_the_hub_an_output_has_to_be_named(fixtures, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--distilgpt2" / "snapshots" / HASH
+    shutil.copytree(fixtures / "hf", snapshot)
+    before = sorted(tmp_path.rglob("*"))
+    for here, source in ((snapshot, "."), (snapshot, "model.safetensors"), (snapshot.parent, HASH)):
+        monkeypatch.chdir(here)
+        with pytest.raises(ValueError, match=r"is in the cache of Hugging Face's hub; .* -o OUT\.npz$"):
+            convert(Path(source))
+        assert sorted(tmp_path.rglob("*")) == before
+    assert convert(Path(HASH), tmp_path / "m.npz").path == tmp_path / "m.npz"
+
+
+def test_a_link_to_a_snapshot_has_a_name(fixtures, tmp_path):
+    snapshot = tmp_path / "models--distilgpt2" / "snapshots" / HASH
+    shutil.copytree(fixtures / "hf", snapshot)
+    (tmp_path / "mine").symlink_to(snapshot)
+    assert convert(tmp_path / "mine").path == tmp_path / "mine.npz"
+
+
 def test_an_output_that_is_there_is_replaced(fixtures, tmp_path):
     (tmp_path / "m.npz").write_bytes(b"the old one")
     convert(fixtures / "hf", tmp_path / "m.npz")

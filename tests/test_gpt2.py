@@ -398,6 +398,21 @@ def test_a_checkpoint_in_the_models_folder_that_was_not_converted_is_pointed_out
         npgpt2.load("355M", models_dir=tmp_path)
 
 
+@pytest.mark.parametrize("file", ["hf/model.safetensors", "hf/pytorch_model.bin", "hf/ckpt.pt", "hf/model-40.index"])
+def test_a_folder_here_that_can_be_converted_is_pointed_out(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"give a path to an \.npz file"):
+        npgpt2.load("hf", models_dir="nowhere")
+    (tmp_path / file).touch()
+    with pytest.raises(FileNotFoundError, match=r"make a model file of the folder here with: npgpt2 convert hf$"):
+        npgpt2.load("hf", models_dir="nowhere")
+    (tmp_path / "hf.npz").touch()
+    with pytest.raises(FileNotFoundError, match=r"give the path of the one here: hf\.npz$"):
+        npgpt2.load("hf", models_dir="nowhere")
+
+
 def test_weights_that_overflow_are_reported_and_not_sampled_from():
     hparams = npgpt2.HParams(n_vocab=9, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
     arrays = {name: np.full(shape, 1e30, np.float32) for name, shape in variable_shapes(hparams).items()}

@@ -33,7 +33,13 @@ def add_commands(commands: Commands[Parser]) -> None:
         "Needs neither TensorFlow nor PyTorch.",
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="the folder, or a checkpoint such as run1/model-40")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="default: SRC.npz, beside SRC")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT.npz",
+        help="default: SRC.npz, beside SRC; of a snapshot in the cache of Hugging Face's hub MODEL.npz, in this folder",
+    )
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument("--vocab", type=Path, metavar="DIR", help="the folder with the vocabulary (default: SRC)")
     vocabulary.add_argument(

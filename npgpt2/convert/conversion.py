@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -43,6 +45,28 @@ def _read_variables(source: Source, shapes: dict[str, tuple[int, ...]]) -> Itera
             del array  # before the next one is read
 
 
+def default_output(source: Path) -> Path:
+    """Where a model goes if nothing else is said: beside the source, under its name, with `.npz`.
+
+    A snapshot in the cache of Hugging Face's hub is named by a hash: its model goes into the current folder, under the
+    name that it has on the hub. Whoever is in that cache has to say where to, since what is there isn't theirs.
+
+    >>> default_output(Path("run1/model-40")).as_posix()
+    'run1/model-40.npz'
+    >>> snapshot = Path("hub/models--distilbert--distilgpt2/snapshots/2290a62682d06624634c1f46a6ad5be0f47f38aa")
+    >>> default_output(snapshot).as_posix()
+    'distilgpt2.npz'
+    """
+    cached = re.search(r"(.*[/\\]models--([^/\\]+))[/\\]snapshots[/\\][0-9a-f]{40}\b", os.path.abspath(source))
+    if cached is None:
+        named = source if source.name not in ("", "..") else source.resolve()
+        stem = named.stem if named.suffix in TENSORS and named.is_file() else named.name
+        return named.with_name(f"{stem}.npz")
+    if Path.cwd().is_relative_to(cached[1]):
+        raise ValueError(f"{source}: is in the cache of Hugging Face's hub; say where to put the model with -o OUT.npz")
+    return Path(cached[2].split("--")[-1] + ".npz")
+
+
 class Converted(NamedTuple):
     """What `convert` wrote, whether it found a vocabulary to go with it, and sentences about what it found."""
 
@@ -62,7 +86,7 @@ def convert(
     """Convert a TensorFlow checkpoint, a Hugging Face folder or nanoGPT's `ckpt.pt` into a model file.
 
     source: a folder, or a checkpoint's prefix (`run1/model-40`) or file · output: the `.npz` to write, replaced if it
-    is there; by default the source's name beside it · vocabulary: the folder of `encoder.json` and `vocab.bpe` (or
+    is there; see `default_output` · vocabulary: the folder of `encoder.json` and `vocab.bpe` (or
     of transformers' files), by default the source's; False for none · n_head: see `find_hparams` ·
     dtype: see `writer.write`.
 
@@ -91,10 +115,7 @@ def convert(
     if texts is None and vocabulary:
         raise FileNotFoundError(f"{vocabulary}: holds no vocabulary (encoder.json and vocab.bpe)")
     if output is None:
-        named = opened.path if source.is_file() else source
-        named = named if named.name not in ("", "..") else named.resolve()
-        stem = named.stem if named.is_file() and named.suffix in TENSORS else named.name
-        output = named.with_name(f"{stem}.npz")
+        output = default_output(opened.path if source.is_file() else source)
     special = to_store(texts, read_roles(opened.folder, hparams.n_vocab))
     write(output, hparams, _read_variables(opened, shapes), texts[:2] if texts else None, dtype, special)
     notes = (*opened.notes, *(texts.notes if texts else ()))

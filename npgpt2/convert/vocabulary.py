@@ -7,7 +7,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-from npgpt2.files import parse_json_object, read_bounded
+from npgpt2.files import VOCABULARY_VALUES_LIMIT, parse_json_object, read_bounded
 from npgpt2.kernels import Tokenizer
 from npgpt2.tokenizer import BYTE_CHARACTERS, END_OF_TEXT
 from npgpt2.vocabulary import AddedToken, SpecialTokens, Vocabulary, read_vocabulary
@@ -52,7 +52,7 @@ def _with_added(encoder_json: bytes, added: tuple[AddedToken, ...], n_vocab: int
 
     For whoever reads the two files alone, such as earlier versions of npgpt2.
     """
-    vocab = json.loads(encoder_json)
+    vocab = parse_json_object(encoder_json, "encoder.json", VOCABULARY_VALUES_LIMIT)
     known = len(vocab)
     for token in added:
         text = token.text  # where each character stands for a byte in the file
@@ -88,7 +88,7 @@ def read_roles(folder: Path, n_vocab: int) -> SpecialTokens:
 
 def to_store(vocabulary: Vocabulary | None, roles: SpecialTokens) -> SpecialTokens | None:
     """What a model file has to say beside the vocabulary's two files; None where GPT-2's habits say it all."""
-    ids = json.loads(vocabulary.encoder_json) if vocabulary else {}
+    ids = parse_json_object(vocabulary.encoder_json, "encoder.json", VOCABULARY_VALUES_LIMIT) if vocabulary else {}
     usual = ids.get(END_OF_TEXT)
     special = (vocabulary.special if vocabulary else None) or SpecialTokens()
     special = SpecialTokens(

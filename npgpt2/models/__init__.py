@@ -13,6 +13,9 @@ ALIASES = {"117M": "124M", "345M": "355M"}
 BUNDLED = "storyteller"
 BUNDLED_FILE = Path(__file__).with_name(f"{BUNDLED}.npz")
 
+# How files end that have weights in them which can be converted, or something that tells where such files are.
+WEIGHTS_FILES = {".index", ".safetensors", ".bin", ".pt"}
+
 
 def models_folder(models_dir: str | Path | None = None) -> Path:
     """The folder for models: the one given, else $NPGPT2_MODELS, else ./models if there, else ~/.cache/npgpt2."""
@@ -32,7 +35,10 @@ def installed_models(models_dir: str | Path | None = None) -> dict[str, Path]:
     >>> list(installed_models("no-such-folder"))
     ['storyteller']
     """
-    files = sorted(models_folder(models_dir).glob("*.npz"))
+    try:
+        files = sorted(models_folder(models_dir).glob("*.npz"))
+    except FileNotFoundError:  # who has no folder has no models in it
+        files = []
     return {BUNDLED: BUNDLED_FILE} | {path.stem: path for path in files if path.is_file() and path.stem != BUNDLED}
 
 
@@ -59,6 +65,10 @@ def find_model(model: str | Path, models_dir: str | Path | None = None) -> Path:
     elsewhere = f" --models-dir {models_dir}" if models_dir else ""
     if (folder / text).is_dir():
         advice = f"make it from the checkpoint there with: npgpt2 convert {folder / text}"
+    elif os.path.isfile(f"{text}.npz"):
+        advice = f"give the path of the one here: {text}.npz"
+    elif Path(text).is_dir() and any(file.suffix in WEIGHTS_FILES for file in Path(text).glob("*")):
+        advice = f"make a model file of the folder here with: npgpt2 convert {text}"
     elif text in MODELS or text in ALIASES:
         advice = f"get it with: npgpt2 download {text}{elsewhere}"
     else:
