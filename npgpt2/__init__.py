@@ -9,10 +9,36 @@ This model comes with npgpt2. `npgpt2 download 124M` fetches OpenAI's, `npgpt2 c
 read how GPT-2 works, begin with `model.py` and `formulas.py`.
 """
 
-from npgpt2.engine import Engine
-from npgpt2.gpt2 import GPT2, load
-from npgpt2.kernels import Tokenizer
-from npgpt2.model import HParams
-from npgpt2.version import __version__
+TYPE_CHECKING = False  # type checkers take it for true; typing's own would have to be imported
+if TYPE_CHECKING:
+    from npgpt2.engine import Engine
+    from npgpt2.gpt2 import GPT2, load
+    from npgpt2.kernels import Tokenizer
+    from npgpt2.model import HParams
+    from npgpt2.version import __version__
+else:
+    _HOMES = {
+        "Engine": "npgpt2.engine",
+        "GPT2": "npgpt2.gpt2",
+        "HParams": "npgpt2.model",
+        "Tokenizer": "npgpt2.kernels",
+        "__version__": "npgpt2.version",
+        "load": "npgpt2.gpt2",
+    }
+
+    def __getattr__(name: str) -> object:
+        """Import what these names stand for when one is first used. The command begins by saying what Ctrl-C does,
+        which it couldn't if Python had to import NumPy before.
+        """
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = ["GPT2", "Engine", "HParams", "Tokenizer", "__version__", "load"]

@@ -60,7 +60,7 @@ UNNEEDED = ["npgpt2.convert", "npgpt2.study.report", "http", "urllib.request", "
 @pytest.mark.parametrize(
     ("program", "unneeded"),
     [
-        ("import npgpt2", [*UNNEEDED, "npgpt2.cli", "tqdm"]),
+        ("import npgpt2", [*UNNEEDED, "npgpt2.cli", "npgpt2.model", "numpy", "tqdm"]),
         ("import npgpt2; npgpt2.load().generate('Once', length=2)", [*UNNEEDED, "npgpt2.cli", "tqdm"]),
         ("from npgpt2.cli import main; main(['generate', 'Once', '--length', '2'])", UNNEEDED),
     ],
@@ -69,5 +69,24 @@ def test_nothing_is_imported_before_it_is_needed(program, unneeded):
     program += "; import sys; print('imported:', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     names = done.stdout.split("imported:")[1].split()
-    assert "npgpt2.model" in names
+    assert "npgpt2" in names
     assert [name for name in names if any(f"{name}.".startswith(f"{part}.") for part in unneeded)] == []
+
+
+def test_the_names_of_the_library_are_there_before_they_are_used():
+    program = "import npgpt2; print(dir(npgpt2)); from npgpt2 import *; print(dir()); help(npgpt2)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, starred, *shown = done.stdout.splitlines()
+    for name in npgpt2.__all__:
+        assert repr(name) in before
+        assert repr(name) in starred
+    assert any("class GPT2(" in line for line in shown)
+    with pytest.raises(AttributeError, match="module 'npgpt2' has no attribute 'nothing'"):
+        _ = npgpt2.nothing
+
+
+def test_type_checkers_and_python_find_the_library_in_the_same_modules():
+    (checked,) = (node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If))
+    imported = {alias.name: node.module for node in checked.body for alias in node.names}
+    assert imported == npgpt2._HOMES
+    assert set(imported) == set(npgpt2.__all__)
