@@ -143,6 +143,22 @@ def read_bounded(path: Path, limit: int = TEXT_FILE_LIMIT) -> bytes:
     return data
 
 
+def read_packaged(package: str, name: str) -> bytes:
+    """A file that comes with a package, wherever Python has the package from: a folder, a zip file, memory.
+
+    Raises FileNotFoundError, which says what to do, where its loader hasn't got the file, or doesn't give files out.
+    """
+    from importlib import resources  # these take a tenth of the time of importing NumPy, and are seldom needed
+    from pkgutil import get_data
+
+    with suppress(OSError):
+        return (resources.files(package) / name).read_bytes()
+    with suppress(OSError):  # older loaders have no resources, but data by their place
+        if (data := get_data(package, name)) is not None:
+            return data
+    raise FileNotFoundError(f"{name} of {package} can't be read from where that was loaded; install npgpt2 in a folder")
+
+
 def parse_json_object(data: bytes, source: str, most: int = VALUES_LIMIT) -> dict[str, Any]:
     """Parse UTF-8 JSON whose outermost value must be an object; `source` names it in errors (ValueError).
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from npgpt2 import GPT2
 from npgpt2.cli.common import Commands, Parser, add_command, add_models_dir, at_least
-from npgpt2.models import ALIASES, BUNDLED, MODELS, find_model, installed_models, models_folder
+from npgpt2.models import ALIASES, BUNDLED, MODELS, file_size, find_model, installed_models, models_folder
 from npgpt2.weights import DTYPES, Weights
 
 
@@ -89,7 +89,7 @@ def run_info(args: argparse.Namespace) -> None:
         "model": path,
         **model.hparams._asdict(),
         "parameters": f"{weights.parameters:,}",
-        "file size": f"{path.stat().st_size:,} bytes",
+        "file size": f"{file_size(path):,} bytes",
         "type": weights.dtype,
         "vocabulary": vocabulary,
     }
@@ -115,7 +115,7 @@ def run_models(args: argparse.Namespace) -> None:
     missing = [name for name in MODELS if name not in installed]
     rows = [
         *(
-            (name, path.stat().st_size, path if name != BUNDLED else "comes with npgpt2")
+            (name, file_size(path), path if name != BUNDLED else "comes with npgpt2")
             for name, path in installed.items()
         ),
         *((name, 4 * MODELS[name], f"npgpt2 download {name}{models_dir_option(args)}") for name in missing),

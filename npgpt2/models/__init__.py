@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
+from typing import BinaryIO
+
+from npgpt2.files import read_packaged
 
 # OpenAI's models, and how many parameters each has.
 MODELS = {"124M": 124_439_808, "355M": 354_823_168, "774M": 774_030_080, "1558M": 1_557_611_200}
@@ -11,7 +15,8 @@ MODELS = {"124M": 124_439_808, "355M": 354_823_168, "774M": 774_030_080, "1558M"
 ALIASES = {"117M": "124M", "345M": "355M"}
 # A small model for a first look, without a download: README.md in this folder says what it is.
 BUNDLED = "storyteller"
-BUNDLED_FILE = Path(__file__).with_name(f"{BUNDLED}.npz")
+# Where it is, or would be: a package needn't lie in a folder, nor have a __file__. `open_model` opens it all the same.
+BUNDLED_FILE = Path(globals().get("__file__", __name__)).absolute().with_name(f"{BUNDLED}.npz")
 
 # How files end that have weights in them which can be converted, or something that tells where such files are.
 WEIGHTS_FILES = {".index", ".safetensors", ".bin", ".pt"}
@@ -40,6 +45,24 @@ def installed_models(models_dir: str | Path | None = None) -> dict[str, Path]:
     except FileNotFoundError:  # who has no folder has no models in it
         files = []
     return {BUNDLED: BUNDLED_FILE} | {path.stem: path for path in files if path.is_file() and path.stem != BUNDLED}
+
+
+def open_model(path: Path) -> BinaryIO:
+    """A model file, for reading. The bundled one is in memory where it is in no folder, as in a program of one file."""
+    try:
+        return open(path, "rb")
+    except OSError:
+        if path != BUNDLED_FILE:
+            raise
+    return io.BytesIO(read_packaged(__name__, path.name))
+
+
+def file_size(path: Path) -> int:
+    """A model file's size in bytes."""
+    if path != BUNDLED_FILE or path.is_file():
+        return path.stat().st_size
+    with open_model(path) as file:
+        return file.seek(0, os.SEEK_END)
 
 
 def find_model(model: str | Path, models_dir: str | Path | None = None) -> Path:

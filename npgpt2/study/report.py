@@ -14,13 +14,13 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from hashlib import sha256
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from npgpt2 import formulas, model
+from npgpt2.files import decode_utf8, read_packaged
 from npgpt2.formulas import Array
 from npgpt2.study.score import surprisal
 from npgpt2.study.trace import Trace
@@ -73,11 +73,11 @@ def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
         "letters": letters,
         "texts": {token: _text(tokenizer, token) for token in used.tolist()},
         "steps": steps,
-        "sources": {kernel: inspect.getsource(_function(kernel)) for part in steps for _, kernel, _ in part},
+        "sources": {kernel: _source(_function(kernel)) for part in steps for _, kernel, _ in part},
         "notes": _notes(arrays, letters["V"], levels, H, error),
         "arrays": {name: _packed(array) for name, array in arrays.items()},
     }
-    page = (files("npgpt2.study") / "report.html").read_text("utf-8")
+    page = decode_utf8(read_packaged("npgpt2.study", "report.html"), "report.html")
     page = page.replace("{{policy}}", _policy(page), 1)
     # JSON in a script ends where `</script` begins, whatever it is a part of, so that it has no `<`.
     return page.replace("{{data}}", json.dumps(data).replace("<", "\\u003c"), 1)
@@ -118,6 +118,15 @@ def _text(tokenizer: Tokenizer, token: int) -> str:
 
 def _function(kernel: str) -> Any:
     return getattr(formulas, kernel, None) or getattr(model, kernel)
+
+
+def _source(function: Any) -> str:
+    """A function's code; where Python hasn't got that, its arguments and its docstring, in which the formula is too."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        arguments = str(inspect.signature(function)).replace("'", "")
+        return f"{function.__name__}{arguments}\n\n{inspect.getdoc(function) or '(without its docstring)'}\n"
 
 
 def _blocks(logits: Array) -> Iterator[tuple[slice, Array]]:

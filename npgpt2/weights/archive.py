@@ -6,6 +6,7 @@ process shares with its parent, and from behind a lock that it can inherit taken
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import struct
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from npgpt2.models import open_model
 
 # Bytes that are checked at once: few enough to stay in the cache for what is done with them next.
 CHUNK = 2**20
@@ -71,17 +74,20 @@ class Archive:
 
         # What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
         errors = (zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError)
-        with open(path, "rb") as file:  # what the system refuses has the system's own message
-            self._opened = _Written.of(os.fstat(file.fileno()))
+        with open_model(path) as file:  # what the system refuses has the system's own message
+            self._opened = None if isinstance(file, io.BytesIO) else _Written.of(os.fstat(file.fileno()))
             try:
                 with zipfile.ZipFile(file) as directory:
                     infos = directory.infolist()
             except errors as error:
                 raise self.broken(f"not a model file, or cut short ({error})") from None
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with suppress(AttributeError, OSError):  # decoding is 2 % faster with large pages, where the system has them
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        self.bytes = memoryview(self._map)
+            if isinstance(file, io.BytesIO):
+                self._map, self.bytes = None, memoryview(file.getvalue())
+            else:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.bytes = memoryview(self._map)
+                with suppress(AttributeError, OSError):  # decoding is 2 % faster with large pages, if there are any
+                    self._map.madvise(mmap.MADV_HUGEPAGE)
         self._infos = {info.filename: info for info in infos}
         if len(self._infos) != len(infos):
             raise self.broken("two members have the same name")
@@ -94,7 +100,7 @@ class Archive:
             now = _Written.of(os.stat(self._place))
         except OSError:  # it has no name any more
             return
-        if now != self._opened and now.file == self._opened.file:
+        if self._opened and now != self._opened and now.file == self._opened.file:
             raise ValueError(f"{self.path}: was changed while it was open; load it again")
 
     def broken(self, what: str) -> ValueError:
@@ -161,7 +167,7 @@ class Archive:
 
     def forget(self, member: Member) -> None:
         """Let the system have the memory of a part of the file that isn't needed any more."""
-        if hasattr(mmap, "MADV_DONTNEED") and member.size:
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED") and member.size:
             start = member.start // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, member.end - start)
 
