@@ -148,7 +148,7 @@ def read_packaged(package: str, name: str) -> bytes:
 
     Raises FileNotFoundError, which says what to do, where its loader hasn't got the file, or doesn't give files out.
     """
-    from importlib import resources  # these take a tenth of the time of importing NumPy, and are seldom needed
+    from importlib import resources  # here, since they take long to import and are seldom needed
     from pkgutil import get_data
 
     with suppress(OSError):

@@ -4,9 +4,12 @@ Each place is made of the package as it is, and Python is made to load it from t
 """
 
 import compileall
+import configparser
+import importlib
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -235,3 +238,31 @@ def test_a_loader_that_gives_out_nothing_is_told_what_to_do(in_memory, tiny):
     expected = "storyteller.npz of npgpt2.models can't be read from where that was loaded; install npgpt2 in a folder"
     assert (status, out, err) == (1, "", f"npgpt2: {expected}\n")
     assert in_memory("nothing", "generate", "A language", "-m", tiny, "--length", "1") == (0, " model\n", "")
+
+
+# ---- A program of one file; tests/oracles/test_pyinstaller.py builds one
+
+
+@pytest.fixture(scope="module")
+def setup():
+    if not (path := PACKAGE.parent / "setup.cfg").is_file():
+        pytest.skip("needs the project's sources")
+    setup = configparser.ConfigParser()
+    setup.read(path)
+    return setup
+
+
+def test_pyinstaller_is_led_to_the_hook(setup):
+    group, _, entry = setup["options.entry_points"]["pyinstaller40"].partition("=")
+    module, _, function = entry.strip().partition(":")
+    assert group.strip() == "hook-dirs"
+    (folder,) = getattr(importlib.import_module(module), function)()
+    assert Path(folder, "hook-npgpt2.py").is_file()
+
+
+def test_the_hook_brings_along_all_that_is_no_code(setup):
+    hook = runpy.run_path(str(PACKAGE / "_pyinstaller" / "hook-npgpt2.py"))
+    brought = {f"{folder}/{Path(path).name}" for path, folder in hook["datas"]}
+    data = setup["options.package_data"].items()
+    assert brought == {f"{name.replace('.', '/')}/{file}" for name, files in data for file in files.split(", ")}
+    assert all(Path(path).is_file() for path, _ in hook["datas"])
