@@ -25,8 +25,8 @@ from npgpt2.cli.common import (
     open_model,
     open_output,
     read_prompt,
-    warn_of_special,
     to_text,
+    warn_of_special,
 )
 from npgpt2.engine import Settings, samples, stream
 
