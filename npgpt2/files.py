@@ -151,7 +151,7 @@ def read_packaged(package: str, name: str) -> bytes:
     from importlib import resources  # here, since they take long to import and are seldom needed
     from pkgutil import get_data
 
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # which Python 3.10 raises where a loader knows no resources
         return (resources.files(package) / name).read_bytes()
     with suppress(OSError):  # older loaders have no resources, but data by their place
         if (data := get_data(package, name)) is not None:

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import npgpt2
+from npgpt2.__main__ import main
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
 
@@ -78,6 +79,19 @@ def test_a_program_that_was_started_ignoring_ctrl_c_goes_on(moment, tmp_path, st
     ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
     site = INTERRUPTING.format(interrupt=RAISING)
     assert interrupted(tmp_path, site, PROGRAMS["npgpt2"], moment, before=ignoring) == (0, story, b"")
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, print])
+def test_while_a_command_runs_ctrl_c_means_what_python_makes_of_it(handler, monkeypatch):
+    """So that commands clean up; or what it meant to whoever started the program."""
+    found = []
+    monkeypatch.setattr("npgpt2.cli.main", lambda: found.append(signal.getsignal(signal.SIGINT)) or 7)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert main() == 7
+        assert (found, signal.getsignal(signal.SIGINT)) == ([handler], signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_library_and_commands_that_are_called_leave_signals_to_the_program(run):
