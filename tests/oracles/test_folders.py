@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import pytest
 import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
@@ -160,3 +161,43 @@ def test_what_transformers_reads_is_read_or_refused(fixtures, tmp_path_factory):
     compare()
     assert outcomes["read"] > 250, outcomes
     assert generated > 200
+
+
+# What tokenizer_config.json of DialoGPT-small and of distilgpt2 say, and one as transformers 4 wrote it.
+SETTINGS = {
+    "DialoGPT-small": {"add_bos_token": False, "model_max_length": 1024},
+    "distilgpt2": {"model_max_length": 1024},
+    "saved by transformers 4": {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "bos_token": {"__type": "AddedToken", "content": END, "lstrip": False, "normalized": True, "rstrip": False},
+        "clean_up_tokenization_spaces": True,
+        "eos_token": {"__type": "AddedToken", "content": END, "lstrip": False, "normalized": True, "rstrip": False},
+        "errors": "replace",
+        "model_max_length": 1024,
+        "pad_token": None,
+        "tokenizer_class": "GPT2Tokenizer",
+        "unk_token": {"__type": "AddedToken", "content": END, "lstrip": False, "normalized": True, "rstrip": False},
+    },
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_turns_of_a_dialogue_are_read_as_transformers_does(settings, shared, tmp_path):
+    (tmp_path / "vocab.json").write_bytes((shared / "gpt2-vocab" / "encoder.json").read_bytes())
+    (tmp_path / "merges.txt").write_bytes((shared / "gpt2-vocab" / "vocab.bpe").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(SETTINGS[settings]))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    network = write_model(tmp_path, {"ends": "one", "ends_in": "config", "dtype": torch.float32, "shard": "1GB"}, 50257)
+    converted = convert(tmp_path)
+    assert converted.notes == ()
+    model = npgpt2.load(converted.path)
+    for text in ("hello<|endoftext|>", "Does money buy happiness?<|endoftext|>It buys time.<|endoftext|>", " café\n\n"):
+        ids = theirs(text)["input_ids"]
+        assert model.prompt_tokens(text, allow_special=True) == ids
+        with torch.no_grad():
+            written = network.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
+        assert model.generate(text, length=8, allow_special=True, skip_special=False) == theirs.decode(
+            written, clean_up_tokenization_spaces=False
+        )
