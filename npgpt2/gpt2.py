@@ -26,6 +26,7 @@ from npgpt2.checks import (
     wrong_type,
 )
 from npgpt2.engine import Engine, Prompt, Request, Settings, Stream, parse_settings, run, samples, stream, window_start
+from npgpt2.forks import whole
 from npgpt2.formulas import Array
 from npgpt2.kernels import Tokenizer
 from npgpt2.model import HParams
@@ -205,7 +206,8 @@ class GPT2:
         >>> model.score("A language model plays one small game").perplexity_per_token < 1.1
         True
         """
-        from npgpt2.study.score import Score, surprises  # what generates needs neither this nor `trace`
+        with whole("import"):
+            from npgpt2.study.score import Score, surprises  # what generates needs neither this nor `trace`
 
         check_iterable("text", text, "a text, or pieces of one,")
         check_callable("each", each)
@@ -299,8 +301,8 @@ class GPT2:
         ids = self._check(tokens, self.hparams.n_ctx)
         if ids.ndim != 1:
             raise ValueError(f"tokens have shape {ids.shape}, where (T,), a single sequence, is expected")
-        from npgpt2.study.trace import trace
-
+        with whole("import"):
+            from npgpt2.study.trace import trace
         return trace(self.matrices, self.hparams, ids, attention, residual)
 
     @property

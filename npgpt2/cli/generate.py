@@ -8,9 +8,8 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from tqdm import tqdm
-
 from npgpt2 import Engine
+from npgpt2.bars import Bar
 from npgpt2.cli.common import (
     Commands,
     Parser,
@@ -188,7 +187,7 @@ def write_samples(
             write("\n")
     else:
         total = args.nsamples * args.length or None
-        with tqdm(total=total, unit=" tokens", desc="generate", disable=None, leave=False) as bar:
+        with Bar(total=total, unit=" tokens", desc="generate", disable=None, leave=False) as bar:
             texts = samples(engine, prompt, args.nsamples, first, bar.update, **settings)
             for number, text in enumerate(texts):
                 with bar.external_write_mode(file=sys.stdout):

@@ -10,9 +10,8 @@ from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
 
-from tqdm import tqdm
-
 from npgpt2 import GPT2
+from npgpt2.bars import Bar
 from npgpt2.cli.common import (
     Commands,
     Parser,
@@ -111,7 +110,7 @@ def score_file(model: GPT2, name: str, args: argparse.Namespace) -> Score:
         file = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
         size = None if name == "-" else os.fstat(file.fileno()).st_size
         hidden = args.per_token or None  # where tokens are printed, they show how far it is
-        bar = stack.enter_context(tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=hidden, leave=False))
+        bar = stack.enter_context(Bar(total=size, unit="B", unit_scale=True, desc=name, disable=hidden, leave=False))
         score = model.score(read_text_pieces(file, name, bar.update), args.stride, **each)
     if not score.tokens:
         raise ValueError(f"{name}: has nothing to score")

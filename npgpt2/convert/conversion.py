@@ -11,8 +11,8 @@ from reprlib import repr as shortened
 from typing import Literal, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from npgpt2.bars import Bar
 from npgpt2.checks import as_path, check_whole
 from npgpt2.convert.sources import TENSORS, Bytes, Source, find_hparams, open_source
 from npgpt2.convert.vocabulary import find_vocabulary, read_roles, to_store
@@ -35,7 +35,7 @@ def widen(data: Bytes, dtype: str) -> Array:
 def _read_variables(source: Source, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Array]]:
     """The variables one after another, so that no more than one is in memory."""
     total = sum(4 * prod(shape) for shape in shapes.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"convert {source.path.name}", disable=None) as bar:
+    with Bar(total=total, unit="B", unit_scale=True, desc=f"convert {source.path.name}", disable=None) as bar:
         for name, shape in shapes.items():
             array = widen(*source.read(name)).reshape(shape)
             if not all_finite(array):

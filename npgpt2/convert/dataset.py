@@ -19,8 +19,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from npgpt2.bars import Bar
 from npgpt2.checks import as_path, check_whole, is_sequence, wrong_type
 from npgpt2.files import clear_left_behind, decode_utf8, replacing
 from npgpt2.tokenizer import END_OF_TEXT, Tokenizer
@@ -66,7 +66,7 @@ def encode_texts(paths: Sequence[Path], tokenizer: Tokenizer, combine: int) -> I
     A file whose name ends in `.npz` is a training set already, whose arrays are taken over.
     """
     text = ""
-    for path in tqdm(paths, unit="file", desc="encode", disable=None):
+    for path in Bar(paths, unit="file", desc="encode", disable=None):
         if path.suffix == ".npz":
             yield from _encoded_already(path, len(tokenizer))
             continue

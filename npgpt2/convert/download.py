@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from time import sleep
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
-
+from npgpt2.bars import Bar
 from npgpt2.checks import as_path, wrong_type
 from npgpt2.convert.checkpoint import Checkpoint, latest
 from npgpt2.files import naming_full_disk, read_bounded
@@ -110,7 +109,7 @@ def fetch_file(url: str, path: Path, pauses: tuple[float, ...] = PAUSES) -> None
 
 def _fetch(url: str, path: Path, pauses: tuple[float, ...]) -> None:
     """Fetch `url` to `path`, which isn't there."""
-    with tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+    with Bar(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
         transfer = _Transfer(url, path.with_name(f"{path.name}.part"), bar)
         furthest, failures = 0, 0
         while True:
@@ -166,7 +165,7 @@ class _Transfer:
 
     url: str
     part: Path
-    bar: tqdm[Any]
+    bar: Bar
     total: int | None = None
 
     def size(self) -> int:

@@ -20,6 +20,7 @@ from npgpt2.checks import check_flag, check_whole, wrong_type
 from npgpt2.engine.cache import Slots, Span
 from npgpt2.engine.request import Event, FinishReason, LogProb, Request, Settings, log_probs, parse_settings
 from npgpt2.engine.sequence import Sequence
+from npgpt2.forks import whole
 from npgpt2.formulas import Array
 from npgpt2.kernels import Matrices
 from npgpt2.model import HParams
@@ -138,13 +139,14 @@ class Engine:
         Nothing may have come, as while prompts are being read; `busy` says whether there is more to do. Where a step
         fails, as for want of memory, another can be tried, which goes on from there and says what hasn't been said.
         """
-        self._take_note()
-        self._admit()
-        if passed := self._schedule():
-            logits = self._read(passed)
-            for sequence, rows in zip(passed, logits, strict=True):
-                self._write(sequence, rows)
-        events, self._events = self._events, []
+        with whole("step"):  # since a forked process couldn't go on from half of one
+            self._take_note()
+            self._admit()
+            if passed := self._schedule():
+                logits = self._read(passed)
+                for sequence, rows in zip(passed, logits, strict=True):
+                    self._write(sequence, rows)
+            events, self._events = self._events, []
         return events
 
     # ---- Who is next

@@ -24,6 +24,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from npgpt2.forks import whole
+
 Work = Callable[[int, int], object]
 Ended = list[BaseException | None]
 Tasks: TypeAlias = "SimpleQueue[tuple[Work, int, int, Ended, SimpleQueue[None]]]"
@@ -107,16 +109,17 @@ def sharing(threads: int | None = None, divided: bool = True) -> Iterator[None]:
     divided: whether kernels cut their work into parts, for threads of ours, while BLAS keeps to one; otherwise BLAS
     divides each product among threads of its own. Where BLAS is no OpenBLAS, it alone decides.
     """
-    blas = openblas()
-    if blas is None or _mode.cuts or not (divided or threads):
-        yield
-        return
-    try:
-        _begin(blas, threads or blas.threads, divided)
-        yield
-    finally:
-        _mode.cuts = False  # first, so that wherever Ctrl-C comes in, the next pass sets all to rights
-        _end(blas)
+    with whole("pass"):  # since a process that is forked while a thread is within BLAS hangs at its next product
+        blas = openblas()
+        if blas is None or _mode.cuts or not (divided or threads):
+            yield
+            return
+        try:
+            _begin(blas, threads or blas.threads, divided)
+            yield
+        finally:
+            _mode.cuts = False  # first, so that wherever Ctrl-C comes in, the next pass sets all to rights
+            _end(blas)
 
 
 def _begin(blas: OpenBLAS, threads: int, divided: bool) -> None:

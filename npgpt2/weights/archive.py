@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from npgpt2.models import open_model
+from npgpt2.forks import whole
 
 # Bytes that are checked at once: few enough to stay in the cache for what is done with them next.
 CHUNK = 2**20
@@ -70,7 +71,8 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._place = path.absolute()  # now, since the program may go to another folder
-        import zipfile  # here, since it takes a twentieth of what `import npgpt2` does
+        with whole("import"):
+            import zipfile  # here, since it takes a twentieth of what `import npgpt2` does
 
         # What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
         errors = (zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError)
