@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from npgpt2.models import open_model
 from npgpt2.forks import whole
+from npgpt2.models import open_model
 
 # Bytes that are checked at once: few enough to stay in the cache for what is done with them next.
 CHUNK = 2**20
