@@ -310,7 +310,10 @@ class GPT2:
         """The token after which a text of its own begins: `<|endoftext|>`, which came before each in training, unless
         the model's files say another; None where there is none.
         """
-        return self.tokenizer.end_of_text if self.special.begin is None else self.special.begin
+        if self.special.begin is not None:
+            return self.special.begin
+        end = self.tokenizer.end_of_text
+        return end if end is not None and end < self.hparams.n_vocab else None
 
     def prompt_tokens(self, prompt: Prompt, allow_special: bool = False) -> list[int]:
         """A prompt's tokens; for an empty text, the one after which a text of its own begins.
@@ -331,7 +334,7 @@ class GPT2:
             tokens = self.tokenizer.encode(prompt, allow_special)
             if (most := max(tokens)) >= self.hparams.n_vocab:
                 text = self.tokenizer.decode([most])
-                raise ValueError(f"the prompt has {text!r}, token {most}, which is more than the model's n_vocab")
+                raise ValueError(f"the prompt has {text!r}, token {most}, for which the model has no row: leave it out")
             return tokens
         if self.begin is None:
             raise ValueError(f"{self._source}: its vocabulary has no <|endoftext|>, so that a prompt is needed")

@@ -161,8 +161,7 @@ class Tokenizer:
         added = {token.text: token.id for token in special.added}
         self.end_of_text: int | None = added.get(END_OF_TEXT, ids.get(END_OF_TEXT))
         self.special_ids = frozenset(token.id for token in special.added if token.special)
-        # Those that are looked for: always, and where special ones are allowed.
-        self._found = AddedTokens(token for token in special.added if not token.special), AddedTokens(special.added)
+        self._added = AddedTokens(special.added)
 
     def _add(self, token: AddedToken, source: str) -> None:
         """Take note of what an added token stands for."""
@@ -208,11 +207,11 @@ class Tokenizer:
         [32, 514, 352]
         """
         check_flag("allow_special", allow_special)
-        text, added = _to_unicode(text), self._found[bool(allow_special)]
-        if not added:
+        text = _to_unicode(text)
+        if not self._added.needed(allow_special):
             return self._encode_words(self._split(self._begun(text)))
         tokens: list[int] = []
-        for part in added.split(text):
+        for part in self._added.split(text, allow_special):
             tokens += [part] if isinstance(part, int) else self._encode_words(self._split(self._begun(part)))
         return tokens
 
@@ -248,7 +247,7 @@ class Tokenizer:
         return self._encode_pieces(pieces)
 
     def _encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
-        if self._found[False]:  # which could be cut in two by the pieces
+        if self._added.needed(allow_special=False):  # which could be cut in two by the pieces
             yield self.encode("".join(pieces))
             return
         text, wanted, begun = "", 0, False

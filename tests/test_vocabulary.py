@@ -11,7 +11,7 @@ from writers import hf_tensors, write_hugging_face
 import npgpt2
 from npgpt2 import GPT2, Engine, HParams, Tokenizer
 from npgpt2.convert import convert
-from npgpt2.vocabulary import AddedToken, SpecialTokens, read_vocabulary
+from npgpt2.vocabulary import AddedToken, AddedTokens, SpecialTokens, read_vocabulary
 from npgpt2.weights import Weights
 from npgpt2.weights.writer import write
 
@@ -100,6 +100,8 @@ def test_a_byte_level_bpe_is_asked_for(tokenizer_json):
             ValueError, match=rf"tokenizer\.json: model: {name} is .*not GPT-2's kind .*; npgpt2 convert --no-vocab"
         ):
             tokenizer_json(model)
+    level = {"type": "ByteLevel", "add_prefix_space": False}
+    assert len(tokenizer_of(tokenizer_json(words={"type": "Sequence", "pretokenizers": [level]}))) == 520
     for words in ({"type": "Whitespace"}, {"type": "Sequence"}, {"use_regex": False}):
         (name,) = words
         with pytest.raises(ValueError, match=rf"tokenizer\.json: pre_tokenizer: {name} is .*not GPT-2's kind"):
@@ -270,6 +272,11 @@ def test_a_space_before_each_text(folder):
         ({"tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast"}}, "its tokenizer is a 'PreTrainedToken"),
         ({"tokenizer_config": {"add_prefix_space": 1}}, "add_prefix_space is 1, not true or false"),
         ({"tokenizer_config": {"pad_token": 5}}, "has 5, where a token is expected"),
+        ({"tokenizer_config": {"pad_token": {"content": "x"}}}, "has {'content': 'x'}, where a token is expected"),
+        (
+            {"tokenizer_config": {"pad_token": "x", "mask_token": {"__type": "AddedToken", "content": "x"}}},
+            "describes 'x' twice, in different ways",
+        ),
         (
             {"tokenizer_config": {"added_tokens_decoder": [1]}},
             r"added_tokens_decoder is .*, where an object",
@@ -288,6 +295,7 @@ def test_what_would_change_the_tokens_is_refused_by_name(files, message, folder)
 @pytest.mark.parametrize(
     "processor",
     [
+        {"type": "Sequence", "processors": [{"type": "ByteLevel"}, {"type": "RobertaProcessing"}]},
         {"type": "RobertaProcessing"},
         {"type": "TemplateProcessing", "single": [{"SpecialToken": {}}, {"Sequence": {}}]},
         {"type": "TemplateProcessing"},
@@ -300,7 +308,9 @@ def test_processors_that_add_tokens_are_refused(processor, tokenizer_json):
 
 
 def test_processors_that_add_none_are_taken(tokenizer_json):
-    for processor in ({"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}):
+    plain = {"type": "ByteLevel"}
+    template = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}
+    for processor in (plain, template, {"type": "Sequence", "processors": [plain, template]}):
         assert len(tokenizer_of(tokenizer_json(post_processor=processor))) == 520
 
 
@@ -316,6 +326,56 @@ def test_other_tokenizers_are_named(name, kind, folder, tmp_path):
     assert model.generate_tokens([1, 2, 3], length=4).shape == (4,)
     with pytest.raises(ValueError, match="has no vocabulary"):
         model.generate("x")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config": {"additional_special_tokens": ["<x>"]}},
+        {"tokenizer_config": {"image_token": "<x>"}},
+        {"tokenizer_config": {"extra_special_tokens": {"i": "<x>"}}},
+        {"tokenizer_config": {"model_specific_special_tokens": {"i": "<x>"}}},
+        {"special_tokens_map": {"additional_special_tokens": ["<x>"]}},
+    ],
+)
+def test_special_tokens_that_no_file_numbers_are_refused(files, folder):
+    """What transformers makes of several depends on which it finds first."""
+    with pytest.raises(ValueError, match="no file says the number of the special token '<x>'; save the tokenizer"):
+        read_vocabulary(folder(**files))
+    numbered = {"tokenizer_config": {}} | files
+    numbered["tokenizer_config"] = numbered["tokenizer_config"] | {
+        "added_tokens_decoder": {
+            "519": {"content": "<|endoftext|>", "special": True},
+            "520": {"content": "<x>", "special": True},
+        }
+    }
+    assert tokenizer_of(read_vocabulary(folder(**numbered))).encode("<x>", allow_special=True) == [520]
+
+
+def test_ordinary_tokens_within_a_special_one_are_text_as_it_is(folder):
+    """As the tokenizers library has it: what it finds is dropped whole."""
+    decoder = {
+        "519": {"content": "<|endoftext|>", "special": True},
+        "520": {"content": "ab", "normalized": False},
+        "521": {"content": "abc", "special": True},
+    }
+    tokenizer = Tokenizer.load(folder(tokenizer_config={"added_tokens_decoder": decoder}))
+    letters = Tokenizer.load(folder()).encode("abc")
+    assert tokenizer.encode("abc", allow_special=True) == [521]
+    assert tokenizer.encode("abcab") == [*letters, 520]
+
+
+def test_a_vocabulary_without_merges_says_what_is_missing(folder):
+    path = folder()
+    (path / "merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has vocab.json, but neither merges\.txt nor tokenizer\.json"):
+        read_vocabulary(path)
+
+
+@pytest.mark.parametrize("tokens", [[AddedToken(i, f"<{i}>") for i in range(10_001)], [AddedToken(5, "x" * 100_001)]])
+def test_more_added_tokens_than_can_be_searched_for_are_refused(tokens):
+    with pytest.raises(ValueError, match="added tokens, where 10,000 of 100,000 characters in all are the most"):
+        AddedTokens(tokens)
 
 
 # ---- Rows that no token has
@@ -353,13 +413,31 @@ def test_numbers_that_a_vocabulary_leaves_out_are_rows_without_a_token(folder, f
         model.tokenizer.decode([525])
 
 
-def test_special_tokens_beyond_the_rows_are_said_and_refused_in_prompts(folder):
+def test_special_tokens_beyond_the_rows_are_said_and_text(folder):
     converted = convert(folder(n_vocab=520, tokenizer_config={"pad_token": "<pad>"}))
-    assert "the model has no row for the token '<pad>' (520)" in converted.notes[0]
+    assert "the model has no row for '<pad>', number 520, which is text like any other then" in converted.notes[0]
     model = npgpt2.load(converted.path)
-    assert model.generate("<pad>", length=1)
-    with pytest.raises(ValueError, match="the prompt has '<pad>', token 520, which is more than the model's n_vocab"):
-        model.generate("<pad>", length=1, allow_special=True)
+    assert model.prompt_tokens("<pad>", allow_special=True) == model.prompt_tokens("<pad>")
+    tokenizer = Tokenizer.load(folder(tokenizer_config={"pad_token": "<pad>"}))
+    with pytest.raises(ValueError, match="the prompt has '<pad>', token 520, for which the model has no row"):
+        GPT2({**model.weights}, model.hparams, tokenizer).generate("<pad>", allow_special=True)
+
+
+def test_a_model_without_a_row_for_the_end_of_text_needs_prompts(folder, fixtures):
+    """As where a vocabulary was made without it, and transformers adds it on its own account."""
+    vocab = json.loads((fixtures / "hf" / "vocab.json").read_text(encoding="utf-8"))
+    del vocab["<|endoftext|>"]
+    path = folder(vocab, n_vocab=519)
+    converted = convert(path)
+    model = npgpt2.load(converted.path)
+    assert model.tokenizer.end_of_text is None
+    assert model.score("A language model").tokens > 0
+    own = GPT2({**model.weights}, model.hparams, Tokenizer.load(path))
+    for one in (model, own):
+        assert one.generate("A language model", length=2)
+        with pytest.raises(ValueError, match=r"has no <.endoftext.>, so that a prompt is needed"):
+            one.generate("")
+        assert one.score("A language model").tokens > 0
 
 
 def test_tokens_beyond_the_rows_that_a_text_could_hold_are_refused(folder):
@@ -545,6 +623,20 @@ def test_convert_and_info_say_what_was_found(run, folder, tmp_path):
     assert "added       <|pad|> (520), <|startoftext|> (521), <|endoftext|> (519)\n" in info
     assert "ends with   <|startoftext|> (521)\n" in info
     assert "padded with <|pad|> (520)\n" in info
+
+
+def test_info_names_rows_without_a_token_by_number(run, folder, tmp_path):
+    convert(folder(n_vocab=540, config={"pad_token_id": 530, "eos_token_id": [999, 519]}), tmp_path / "m.npz")
+    status, info, _ = run("info", tmp_path / "m.npz")
+    assert status == 0
+    assert "padded with 530\n" in info
+
+
+def test_convert_says_which_ids_the_model_does_not_have(folder):
+    notes = convert(folder(n_vocab=520, config={"pad_token_id": 530, "eos_token_id": 50256})).notes
+    assert [note.partition(": ")[2] for note in notes] == [
+        "pad_token_id is 530, which the model of 520 rows doesn't have"
+    ]
 
 
 def test_convert_without_a_vocabulary(run, folder, tmp_path):

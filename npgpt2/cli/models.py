@@ -106,8 +106,13 @@ def run_info(args: argparse.Namespace) -> None:
 def _named(model: GPT2, tokens: int | tuple[int, ...]) -> str:
     """Token ids, and what they say where there is a vocabulary."""
     ids = (tokens,) if isinstance(tokens, int) else tokens
-    known = isinstance(model.weights, Weights) and model.weights.vocabulary()
-    return ", ".join(f"{model.tokenizer.decode([token])} ({token})" if known else str(token) for token in ids) or "none"
+    tokenizer = model.tokenizer if isinstance(model.weights, Weights) and model.weights.vocabulary() else None
+    known = [tokenizer is not None and token in tokenizer for token in ids]
+    named = (
+        f"{model.tokenizer.decode([token])} ({token})" if has_text else str(token)
+        for token, has_text in zip(ids, known, strict=True)
+    )
+    return ", ".join(named) or "none"
 
 
 def run_models(args: argparse.Namespace) -> None:

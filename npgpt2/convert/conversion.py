@@ -116,7 +116,8 @@ def convert(
         raise FileNotFoundError(f"{vocabulary}: holds no vocabulary (encoder.json and vocab.bpe)")
     if output is None:
         output = default_output(opened.path if source.is_file() else source)
-    special = to_store(texts, read_roles(opened.folder, hparams.n_vocab))
+    roles, said = read_roles(opened.folder, hparams.n_vocab)
+    special = to_store(texts, roles)
     write(output, hparams, _read_variables(opened, shapes), texts[:2] if texts else None, dtype, special)
-    notes = (*opened.notes, *(texts.notes if texts else ()))
+    notes = (*opened.notes, *(texts.notes if texts else ()), *said)
     return Converted(output, hparams, texts is not None, notes)

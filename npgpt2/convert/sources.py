@@ -43,6 +43,14 @@ FOREIGN = {
         "a PEFT adapter (LoRA or another), which is not a whole model",
         "merge it with AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)",
     ),
+    "adapter_model.*": (
+        "a PEFT adapter (LoRA or another), which is not a whole model",
+        "merge it with AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)",
+    ),
+    "openvino_model.*": ("a model in OpenVINO's format", "convert what it was exported from"),
+    "rust_model.ot": ("a model in the format of rust-bert", "convert what it was exported from"),
+    "*.tflite": ("a model in TensorFlow Lite's format", "convert what it was exported from"),
+    "*.mlpackage": ("a model in Core ML's format", "convert what it was exported from"),
     "*.gguf": (
         "a model in llama.cpp's format",
         "convert what it was made from, or save it again with transformers:"

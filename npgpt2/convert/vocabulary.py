@@ -36,13 +36,14 @@ def find_vocabulary(folder: Path, n_vocab: int) -> Vocabulary | None:
             if token.id >= n_vocab and not token.special:
                 raise ValueError(f"the added token {token.text!r} is number {token.id}, but the model has {n_vocab}")
             if token.id >= n_vocab:
-                notes.append(f"{folder}: the model has no row for the token {token.text!r} ({token.id})")
+                what = f"the model has no row for {token.text!r}, number {token.id}, which is text like any other then"
+                notes.append(f"{folder}: {what}")
     except ValueError as error:
         raise ValueError(f"{folder}: {error}; give the right one with --vocab DIR, or none: --no-vocab") from None
     if rows:
         notes.append(f"{rows} of the model's {n_vocab} rows belong to no token, and are never drawn")
-    special = tokenizer.special
-    special = SpecialTokens(special.added, prefix_space=special.prefix_space, unused=unused)
+    added = tuple(token for token in tokenizer.special.added if token.id < n_vocab)
+    special = SpecialTokens(added, prefix_space=tokenizer.special.prefix_space, unused=unused)
     encoder = _with_added(found.encoder_json, special.added, n_vocab)
     return Vocabulary(encoder, found.vocab_bpe, special, tuple(notes))
 
@@ -63,12 +64,14 @@ def _with_added(encoder_json: bytes, added: tuple[AddedToken, ...], n_vocab: int
     return encoder_json if len(vocab) == known else json.dumps(vocab).encode()
 
 
-def read_roles(folder: Path, n_vocab: int) -> SpecialTokens:
+def read_roles(folder: Path, n_vocab: int) -> tuple[SpecialTokens, list[str]]:
     """The tokens that begin, end and fill up texts, as a folder's `generation_config.json` and `config.json` say.
 
-    Ids that the model doesn't have, such as those that a smaller vocabulary has left from GPT-2's, say nothing.
+    Ids that the model doesn't have, such as those that a smaller vocabulary has left from GPT-2's, say nothing but a
+    sentence that comes back too.
     """
     said: dict[str, Any] = {}
+    notes = []
     for name in ("config.json", "generation_config.json"):
         if (path := folder / name).is_file():
             roles = parse_json_object(read_bounded(path), str(path))
@@ -79,11 +82,14 @@ def read_roles(folder: Path, n_vocab: int) -> SpecialTokens:
         ids[role] = value if isinstance(value, list) else [] if value is None else [value]
         if any(type(token) is not int for token in ids[role]):
             raise ValueError(f"{folder}: {role} is {shortened(value)}, where a token id is expected")
-        ids[role] = [token for token in ids[role] if 0 <= token < n_vocab]
+        beyond = [token for token in ids[role] if not 0 <= token < n_vocab]
+        ids[role] = [token for token in ids[role] if token not in beyond]
+        what = f"which the model of {n_vocab} rows doesn't have"
+        notes += [f"{folder}: {role} is {token}, {what}" for token in beyond[:3] if token != DEFAULT_END]
     end = ids.get("eos_token_id", [])
     begin, pad = (next(iter(ids.get(role, [])), None) for role in ("bos_token_id", "pad_token_id"))
     never = "eos_token_id" in said and said["eos_token_id"] in (None, [])
-    return SpecialTokens(end=tuple(end) if end or never else None, begin=begin, pad=pad)
+    return SpecialTokens(end=tuple(end) if end or never else None, begin=begin, pad=pad), notes
 
 
 def to_store(vocabulary: Vocabulary | None, roles: SpecialTokens) -> SpecialTokens | None:

@@ -14,6 +14,8 @@ OTHER_KINDS = {
     "tokenizer.model": "SentencePiece",
     "sentencepiece.bpe.model": "SentencePiece",
 }
+# What says how the tokens of vocab.json are made of each other.
+BESIDE = ("merges.txt", "tokenizer.json")
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
@@ -26,6 +28,10 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     if any(path.is_file() for path in ours):
         encoder, merges = map(read_bounded, ours)
         return Vocabulary(encoder, merges)
+    if (folder / "vocab.json").is_file() and not any((folder / other).is_file() for other in BESIDE):
+        raise FileNotFoundError(
+            f"{folder}: has vocab.json, but neither merges.txt nor tokenizer.json, which belong to it"
+        )
     if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "merges.txt")):
         from npgpt2.vocabulary.transformers import read_transformers  # which only these folders need
 

@@ -39,6 +39,7 @@ added_tokens = st.fixed_dictionaries(
     {"content": st.sampled_from(ADDED)},
     optional={"special": st.booleans(), "lstrip": st.booleans(), "rstrip": st.booleans(), "normalized": st.booleans()},
 )
+objects = added_tokens.map(lambda token: token | {"__type": "AddedToken"})
 folders = st.fixed_dictionaries(
     {
         "layout": st.sampled_from(["saved", "saved", "legacy", "legacy with settings"]),
@@ -46,6 +47,17 @@ folders = st.fixed_dictionaries(
         "end_in_vocabulary": st.sampled_from([True, True, False]),
         "added": st.lists(added_tokens, max_size=4, unique_by=lambda token: token["content"]),
         "named": st.dictionaries(st.sampled_from(["pad_token", "bos_token", "eos_token"]), st.sampled_from(ADDED)),
+        "more": st.fixed_dictionaries(
+            {},
+            optional={
+                "additional_special_tokens": st.lists(st.sampled_from(ADDED) | objects, max_size=2),
+                "extra_special_tokens": st.lists(st.sampled_from(ADDED), max_size=2)
+                | st.dictionaries(st.sampled_from(["image_token", "x"]), st.sampled_from(ADDED), max_size=1),
+                "image_token": st.sampled_from(ADDED),
+                "mask_token": objects,
+            },
+        ),
+        "more_in": st.sampled_from(["config", "map"]),
         "gap": st.sampled_from([0, 0, 0, 0, 3]),
         "prefix_space": st.sampled_from([None, None, False, True]),
         "bos": st.booleans(),
@@ -65,6 +77,8 @@ texts = st.lists(
 def write_tokenizer(folder, case, vocab, merges):
     """The tokenizer's files, written by transformers or by hand as earlier versions left them."""
     config = {} if case["class"] is None else {"tokenizer_class": case["class"]}
+    in_config, in_map = (case["more"], {}) if case["more_in"] == "config" else ({}, case["more"])
+    config |= in_config
     if case["prefix_space"] is not None:
         config["add_prefix_space"] = case["prefix_space"]
     if case["layout"] == "saved":
@@ -83,7 +97,7 @@ def write_tokenizer(folder, case, vocab, merges):
     added = {token["content"]: first + number for number, token in enumerate(case["added"])}
     if added:
         (folder / "added_tokens.json").write_text(json.dumps(added))
-    (folder / "special_tokens_map.json").write_text(json.dumps(case["named"]))
+    (folder / "special_tokens_map.json").write_text(json.dumps(case["named"] | in_map))
     if case["layout"] == "legacy with settings":
         if case["bos"]:
             config["add_bos_token"] = True
