@@ -274,7 +274,12 @@ def test_a_space_before_each_text(folder):
         ({"tokenizer_config": {"pad_token": 5}}, "has 5, where a token is expected"),
         ({"tokenizer_config": {"pad_token": {"content": "x"}}}, "has {'content': 'x'}, where a token is expected"),
         (
-            {"tokenizer_config": {"pad_token": "x", "mask_token": {"__type": "AddedToken", "content": "x"}}},
+            {
+                "tokenizer_config": {
+                    "pad_token": "x",
+                    "mask_token": {"__type": "AddedToken", "content": "x", "rstrip": True},
+                }
+            },
             "describes 'x' twice, in different ways",
         ),
         (
@@ -363,6 +368,35 @@ def test_ordinary_tokens_within_a_special_one_are_text_as_it_is(folder):
     letters = Tokenizer.load(folder()).encode("abc")
     assert tokenizer.encode("abc", allow_special=True) == [521]
     assert tokenizer.encode("abcab") == [*letters, 520]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [64, 220, 520, 275, 520, 520, 287]),
+        ({"rstrip": True}, [64, 220, 520, 65, 520, 520, 66]),
+        ({"lstrip": True}, [64, 520, 275, 520, 520, 287]),
+        ({"lstrip": True, "rstrip": True}, [64, 520, 65, 520, 66]),
+    ],
+)
+def test_white_space_that_belongs_to_a_token(options, expected, folder):
+    """As the tokenizers library has it: of two that are white space themselves, the first can take the other with it."""
+    decoder = {
+        "519": {"content": "<|endoftext|>", "special": True},
+        "520": {"content": "\n", "special": True} | options,
+    }
+    tokenizer = Tokenizer.load(folder(tokenizer_config={"added_tokens_decoder": decoder}))
+    assert tokenizer.encode("a \n b\n\n c", allow_special=True) == expected
+
+
+def test_tokens_that_two_files_describe_otherwise_are_refused(folder, tokenizer_json, tmp_path):
+    twice = {"520": {"content": "x"}, "521": {"content": "x"}}
+    with pytest.raises(ValueError, match="added_tokens_decoder has a token twice"):
+        read_vocabulary(folder(tokenizer_config={"added_tokens_decoder": twice}))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {"520": {"content": "x"}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"tokenizer\.json and tokenizer_config\.json have other added tokens"):
+        tokenizer_json()
 
 
 def test_a_vocabulary_without_merges_says_what_is_missing(folder):

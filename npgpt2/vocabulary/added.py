@@ -60,10 +60,12 @@ def read_added(
     elif isinstance(decoder, dict):
         entries = [{"id": _id(key)} | _object(entry, str(path)) for key, entry in decoder.items()]
         declared = list(_listed(entries, str(path)))
+        if len({token.text for token in declared}) < len(declared):
+            raise ValueError(f"{path}: added_tokens_decoder has a token twice; {WAY_OUT}")
     else:
         raise ValueError(f"{path}: added_tokens_decoder is {shortened(decoder)}, where an object is expected")
-    if not is_gpt2:
-        declared = _joined(in_saved, declared)
+    if not is_gpt2 and decoder is not None and set(declared) != set(in_saved):
+        raise ValueError(f"{folder}: its tokenizer.json and tokenizer_config.json have other added tokens; {WAY_OUT}")
     counting = {(token.text, token.id) for token in declared}
     notes = [
         f"{other}: has added tokens that differ from those that count, as in transformers"
@@ -86,14 +88,10 @@ class _Named:
         self.roles: list[AddedToken] = []
         for role in ROLES:
             usual = END_OF_TEXT if is_gpt2 and role in ROLES[:3] else None
-            if role in older:
-                value = (
-                    older[role] | {"__type": "AddedToken", "special": True} if _is_dict(older[role]) else older[role]
-                )
-            else:
-                value = settings.get(role, usual)
+            value = older[role] if role in older else settings.get(role, usual)
+            if _is_token(value) or (role in older and isinstance(value, dict)):
+                value = value | {"__type": "AddedToken", "special": True}
             self.roles += self._tokens([value] if value else [])
-        self.roles = [token._replace(special=True) for token in self.roles]
         said = [settings.get(EXTRA) or settings.get(OLDER_EXTRA), older.get(EXTRA)]
         listed = self._tokens([value for values in said if isinstance(values, list) for value in values])
         renamed = older.get(OLDER_EXTRA)
@@ -102,7 +100,7 @@ class _Named:
         own = [value for name, value in both if name.endswith("_token") and name not in ROLES]
         for values in (*said, settings.get("model_specific_special_tokens")):
             own += values.values() if isinstance(values, dict) else []
-        self.own = self._tokens([value for value in own if isinstance(value, str)])
+        self.own = self._tokens([value for value in own if isinstance(value, str) or _is_token(value)])
         self.special = {token.text for token in (*self.roles, *listed)}
 
     def _tokens(self, values: Iterable[Any]) -> list[AddedToken]:
@@ -110,7 +108,7 @@ class _Named:
         for value in values:
             if isinstance(value, str) and value:
                 found.append(AddedToken(-1, value))
-            elif _is_dict(value) and value.get("__type") == "AddedToken":
+            elif _is_token(value):
                 found.append(_added({"id": -1} | value, self._source))
             else:
                 raise ValueError(f"{self._source}: has {shortened(value)}, where a token is expected")
@@ -134,8 +132,9 @@ class _Named:
             )
 
 
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
+def _is_token(value: Any) -> bool:
+    """Whether it is how settings describe a token with its options."""
+    return isinstance(value, dict) and value.get("__type") == "AddedToken"
 
 
 def _joined(first: list[AddedToken], others: list[AddedToken]) -> list[AddedToken]:

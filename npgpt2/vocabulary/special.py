@@ -172,7 +172,8 @@ class AddedTokens:
                 last += 1
             if first > start:
                 yield part[start:first]
-            yield token.id
+            if not (token.lstrip and max(first, start) >= last):  # what white space of the last one is all of
+                yield token.id
             start = last
         if start < len(part):
             yield part[start:]

@@ -33,7 +33,7 @@ ADDED = [
     "abc",
     "<mask>",
 ]
-WORDS = [" the", "It's", "  ", "\n", " ", "12", "a", "東", END, *ADDED]
+WORDS = ["\n\n", " the", "It's", "  ", "\n", " ", "12", "a", "東", END, *ADDED]
 
 added_tokens = st.fixed_dictionaries(
     {"content": st.sampled_from(ADDED)},
