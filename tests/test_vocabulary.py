@@ -206,6 +206,7 @@ def folder(fixtures, tmp_path):
     return write_folder
 
 
+TWICE = {"__type": "AddedToken", "content": "x", "rstrip": True}
 ADDED = {"<|pad|>": 520, "<|startoftext|>": 521}
 NAMED = {"pad_token": "<|pad|>", "bos_token": "<|startoftext|>"}
 
@@ -380,7 +381,7 @@ def test_ordinary_tokens_within_a_special_one_are_text_as_it_is(folder):
     ],
 )
 def test_white_space_that_belongs_to_a_token(options, expected, folder):
-    """As the tokenizers library has it: of two that are white space themselves, the first can take the other with it."""
+    """What transformers gives: of two that are white space themselves, the first can take the other with it."""
     decoder = {
         "519": {"content": "<|endoftext|>", "special": True},
         "520": {"content": "\n", "special": True} | options,
