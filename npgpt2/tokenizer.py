@@ -161,7 +161,7 @@ class Tokenizer:
         added = {token.text: token.id for token in special.added}
         self.end_of_text: int | None = added.get(END_OF_TEXT, ids.get(END_OF_TEXT))
         self.special_ids = frozenset(token.id for token in special.added if token.special)
-        self._added = AddedTokens(special.added)
+        self._added = AddedTokens(special.added, source)
 
     def _add(self, token: AddedToken, source: str) -> None:
         """Take note of what an added token stands for."""

@@ -1,5 +1,6 @@
 """What several test files need: the fixtures' folder, the small model that TensorFlow trained, and meters."""
 
+import signal
 import sys
 import tracemalloc
 from pathlib import Path
@@ -13,6 +14,8 @@ from npgpt2.convert import convert
 from npgpt2.engine import Slots
 
 TESTS = Path(__file__).resolve().parent
+# What is started in the background ignores Ctrl-C, and so would the commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -409,7 +409,9 @@ def test_a_vocabulary_without_merges_says_what_is_missing(folder):
 
 @pytest.mark.parametrize("tokens", [[AddedToken(i, f"<{i}>") for i in range(10_001)], [AddedToken(5, "x" * 100_001)]])
 def test_more_added_tokens_than_can_be_searched_for_are_refused(tokens):
-    with pytest.raises(ValueError, match="added tokens, where 10,000 of 100,000 characters in all are the most"):
+    with pytest.raises(
+        ValueError, match=r"^vocabulary: has .* added tokens, where 10,000 of 100,000 characters in all are the most"
+    ):
         AddedTokens(tokens)
 
 

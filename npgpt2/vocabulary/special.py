@@ -133,11 +133,11 @@ class AddedTokens:
     that begin at the same place, as the tokenizers library does.
     """
 
-    def __init__(self, tokens: Iterable[AddedToken]) -> None:
+    def __init__(self, tokens: Iterable[AddedToken], source: str = "vocabulary") -> None:
         self._by_text = {token.text: token for token in tokens}
         if len(self._by_text) > ADDED_LIMIT or sum(map(len, self._by_text)) > CHARACTERS_LIMIT:
             raise ValueError(
-                f"the vocabulary has {len(self._by_text):,} added tokens, where {ADDED_LIMIT:,} of {CHARACTERS_LIMIT:,}"
+                f"{source}: has {len(self._by_text):,} added tokens, where {ADDED_LIMIT:,} of {CHARACTERS_LIMIT:,}"
                 " characters in all are the most"
             )
         self._has_ordinary = not all(token.special for token in self._by_text.values())
