@@ -68,6 +68,7 @@ def samples(
     check_whole("nsamples", nsamples, 0)
     check_whole("first", first, 0)
     check_callable("progress", progress)
+    nsamples, first = int(nsamples), int(first)  # NumPy's own can become floats when they are added
     # So that what is wrong is said here, and not when the first text is asked for.
     tokens = engine.model.prompt_tokens(prompt, parse_settings(settings)[1].allow_special)
 
