@@ -67,6 +67,9 @@ folders = st.fixed_dictionaries(
         "ends_in": st.sampled_from(["config", "generation"]),
         "dtype": st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
         "shard": st.sampled_from(["1GB", "60KB"]),
+        "form": st.sampled_from(["safetensors", "bin", "bin before PyTorch 1.6"]),
+        "prefix": st.sampled_from(["", "module.", "_orig_mod.module."]),
+        "left_out": st.sampled_from([None, "lm_head.weight", "transformer.wte.weight"]),
     }
 )
 texts = st.lists(
@@ -116,7 +119,15 @@ def write_model(folder, case, n_vocab):
             parameter.normal_(0, 0.4)
     model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=0)
     model = model.to(case["dtype"])
-    model.save_pretrained(folder, max_shard_size=case["shard"])
+    if case.get("form", "safetensors") == "safetensors":
+        model.save_pretrained(folder, max_shard_size=case["shard"])
+    else:  # as others save it: under other names, and of two that are one tensor any or both
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        state = {
+            case["prefix"] + name: tensor for name, tensor in model.state_dict().items() if name != case["left_out"]
+        }
+        torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=case["form"] == "bin")
     return model.to(torch.float32)
 
 
