@@ -23,12 +23,11 @@ import regex
 
 from npgpt2.checks import as_path, check_flag, check_iterable, is_whole, wrong_type
 from npgpt2.files import VOCABULARY_VALUES_LIMIT, decode_utf8, parse_json_object
-from npgpt2.vocabulary import AddedToken, AddedTokens, Ranges, SpecialTokens, ranges_of, read_vocabulary
+from npgpt2.vocabulary import END_OF_TEXT, AddedToken, AddedTokens, Ranges, SpecialTokens, ranges_of, read_vocabulary
 
 Pair = tuple[int, int]
 AnyTokenizer = TypeVar("AnyTokenizer", bound="Tokenizer")
 
-END_OF_TEXT = "<|endoftext|>"
 # English contractions; letters, digits, or other signs, each with the space before them; white space, of which the
 # last one is left to the word that follows.
 WORDS = regex.compile(r"'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")

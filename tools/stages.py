@@ -19,7 +19,8 @@ from machine import copy_to_disk, resident_bytes, run, seconds
 
 import npgpt2
 from npgpt2.model import HParams, variable_shapes
-from npgpt2.tokenizer import BYTE_CHARACTERS, END_OF_TEXT
+from npgpt2.tokenizer import BYTE_CHARACTERS
+from npgpt2.vocabulary import END_OF_TEXT
 
 HPARAMS = HParams(n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12)
 LARGEST = f"import numpy; numpy.ones({HPARAMS.n_vocab * HPARAMS.n_embd}, 'f4')"

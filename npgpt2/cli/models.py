@@ -107,10 +107,9 @@ def _named(model: GPT2, tokens: int | tuple[int, ...]) -> str:
     """Token ids, and what they say where there is a vocabulary."""
     ids = (tokens,) if isinstance(tokens, int) else tokens
     tokenizer = model.tokenizer if isinstance(model.weights, Weights) and model.weights.vocabulary() else None
-    known = [tokenizer is not None and token in tokenizer for token in ids]
     named = (
-        f"{model.tokenizer.decode([token])} ({token})" if has_text else str(token)
-        for token, has_text in zip(ids, known, strict=True)
+        f"{tokenizer.decode([token])} ({token})" if tokenizer is not None and token in tokenizer else str(token)
+        for token in ids
     )
     return ", ".join(named) or "none"
 

@@ -23,7 +23,8 @@ import numpy.typing as npt
 from npgpt2.bars import Bar
 from npgpt2.checks import as_path, check_whole, is_sequence, wrong_type
 from npgpt2.files import clear_left_behind, decode_utf8, replacing
-from npgpt2.tokenizer import END_OF_TEXT, Tokenizer
+from npgpt2.tokenizer import Tokenizer
+from npgpt2.vocabulary import END_OF_TEXT
 
 # What `np.savez` and `np.savez_compressed` write. Other methods are expanded without bounds.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

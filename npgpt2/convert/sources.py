@@ -37,16 +37,14 @@ NANOGPT_GELU = (
     "nanoGPT since May 2023 computes GELU by erf, and npgpt2 as GPT-2 does, by tanh: if this model was trained so, its"
     " activations differ by up to 0.0005 here, and now and then a token"
 )
+ADAPTER = (
+    "a PEFT adapter (LoRA or another), which is not a whole model",
+    "merge it with AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)",
+)
 # Files of other kinds: what they are, and what makes something of them that can be converted.
 FOREIGN = {
-    "adapter_config.json": (
-        "a PEFT adapter (LoRA or another), which is not a whole model",
-        "merge it with AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)",
-    ),
-    "adapter_model.*": (
-        "a PEFT adapter (LoRA or another), which is not a whole model",
-        "merge it with AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)",
-    ),
+    "adapter_config.json": ADAPTER,
+    "adapter_model.*": ADAPTER,
     "openvino_model.*": ("a model in OpenVINO's format", "convert what it was exported from"),
     "rust_model.ot": ("a model in the format of rust-bert", "convert what it was exported from"),
     "*.tflite": ("a model in TensorFlow Lite's format", "convert what it was exported from"),

@@ -9,8 +9,8 @@ from typing import Any
 
 from npgpt2.files import VOCABULARY_VALUES_LIMIT, parse_json_object, read_bounded
 from npgpt2.kernels import Tokenizer
-from npgpt2.tokenizer import BYTE_CHARACTERS, END_OF_TEXT
-from npgpt2.vocabulary import AddedToken, SpecialTokens, Vocabulary, read_vocabulary
+from npgpt2.tokenizer import BYTE_CHARACTERS
+from npgpt2.vocabulary import END_OF_TEXT, AddedToken, SpecialTokens, Vocabulary, read_vocabulary
 
 # A vocabulary that leaves more of a model's rows unused is another model's: at least so many, and such a share of them.
 UNUSED_ROWS, UNUSED_SHARE = 1024, 4

@@ -6,6 +6,15 @@ or transformers wrote it. How text becomes tokens is in `tokenizer.py`.
 """
 
 from npgpt2.vocabulary.folder import read_vocabulary
-from npgpt2.vocabulary.special import AddedToken, AddedTokens, Ranges, SpecialTokens, Vocabulary, ranges_of
+from npgpt2.vocabulary.special import END_OF_TEXT, AddedToken, AddedTokens, Ranges, SpecialTokens, Vocabulary, ranges_of
 
-__all__ = ["AddedToken", "AddedTokens", "Ranges", "SpecialTokens", "Vocabulary", "ranges_of", "read_vocabulary"]
+__all__ = [
+    "END_OF_TEXT",
+    "AddedToken",
+    "AddedTokens",
+    "Ranges",
+    "SpecialTokens",
+    "Vocabulary",
+    "ranges_of",
+    "read_vocabulary",
+]

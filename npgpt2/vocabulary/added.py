@@ -14,12 +14,11 @@ from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 from npgpt2.files import VOCABULARY_VALUES_LIMIT, parse_json_object, read_bounded
-from npgpt2.vocabulary.special import AddedToken
+from npgpt2.vocabulary.special import END_OF_TEXT, AddedToken
 
-# What a token can be named for, in the order in which transformers numbers those that are new, and what GPT-2's kind of
-# tokenizer takes for the first three where nothing is said.
+# What a token can be named for, in the order in which transformers numbers those that are new. Where nothing is said of
+# the first three, GPT-2's kind of tokenizer takes END_OF_TEXT.
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-END_OF_TEXT = "<|endoftext|>"
 # Where lists of others are, under the newer name and the older.
 EXTRA, OLDER_EXTRA = "extra_special_tokens", "additional_special_tokens"
 OPTIONS = {"lstrip": False, "rstrip": False, "single_word": False}

@@ -12,6 +12,7 @@ import regex
 
 from npgpt2.files import parse_json_object
 
+END_OF_TEXT = "<|endoftext|>"
 Ranges = tuple[tuple[int, int], ...]
 # What takes about a second to get ready for: 50 µs a token, and 7 µs a character.
 ADDED_LIMIT, CHARACTERS_LIMIT = 10_000, 100_000
