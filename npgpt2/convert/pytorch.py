@@ -182,5 +182,5 @@ class PyTorchFile:
             raise ValueError(f"{self.path}: cut short while it was read")
         # The stride of a dimension of one is never used, and can be any number.
         strides = [item_size * stride * (n > 1) for n, stride in zip(tensor.shape, tensor.strides, strict=True)]
-        numbers = np.ndarray(tensor.shape, f"<u{item_size}", data, 0, strides)
+        numbers: npt.NDArray[Any] = np.ndarray(tensor.shape, f"<u{item_size}", data, 0, strides)
         return np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
