@@ -31,7 +31,7 @@ from npgpt2.formulas import Array
 from npgpt2.kernels import Tokenizer
 from npgpt2.model import HParams
 from npgpt2.models import BUNDLED, find_model
-from npgpt2.sampling import Ids
+from npgpt2.samplers import Ids
 from npgpt2.tokenizer import Tokenizer as PlainTokenizer
 from npgpt2.vocabulary import Ranges, SpecialTokens
 from npgpt2.weights import Weights, checked

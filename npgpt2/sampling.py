@@ -1,24 +1,31 @@
-"""From logits to the next token: temperature, top-k and top-p, in this order, then a draw.
+"""From logits to the next token: the settings, what they leave of the choice, and a draw.
 
-Computed in float64. Temperature and top-k are those of OpenAI's `src/sample.py`; top-p is nucleus sampling as Holtzman
-et al. 2019 define it, "The Curious Case of Neural Text Degeneration", where OpenAI's code mostly leaves out the token
-with which p is reached.
+What each setting does is in `samplers.py`, a function each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import isfinite
-from typing import NamedTuple, TypedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
-from npgpt2.checks import check_number, check_whole
-
-Ids = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.floating]
-Probabilities = npt.NDArray[np.float64]
+from npgpt2.checks import check_number, check_whole, is_whole, wrong_type
+from npgpt2.samplers import (
+    FILTERS,
+    NOTHING,
+    PROCESSORS,
+    Candidates,
+    Ids,
+    Logits,
+    Probabilities,
+    Step,
+    Written,
+    drop_banned,
+    probabilities_of,
+)
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -27,81 +34,140 @@ class SamplingSettings(TypedDict, total=False):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    typical_p: float
+    logit_bias: Mapping[int, float] | None
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    no_repeat_ngram_size: int
+    min_tokens: int
     seed: int | None
     sample: int
 
 
+# What the numbers can be. What isn't in them, as NaN never is, raises ValueError.
+WHOLE = {"top_k": " (0 keeps all)", "no_repeat_ngram_size": " (0 bans nothing)", "min_tokens": "", "sample": ""}
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("a number of at least 0 is expected", lambda x: 0 <= x < inf),
+    "top_p": ("a number above 0 and up to 1 is expected (1 keeps all)", lambda x: 0 < x <= 1),
+    "min_p": ("a number from 0 to 1 is expected (0 keeps all)", lambda x: 0 <= x <= 1),
+    "typical_p": ("a number above 0 and up to 1 is expected (1 keeps all)", lambda x: 0 < x <= 1),
+    "repetition_penalty": ("a number from 0.01 to 100 is expected (1 changes nothing)", lambda x: 0.01 <= x <= 100),
+    "presence_penalty": ("a number from -2 to 2 is expected (0 changes nothing)", lambda x: -2 <= x <= 2),
+    "frequency_penalty": ("a number from -2 to 2 is expected (0 changes nothing)", lambda x: -2 <= x <= 2),
+}
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose the next token.
+    """How to choose the next token: by default always the likeliest.
 
-    temperature: divides the logits: below 1 the likely gets likelier, and 0 takes the likeliest token (greedy; OpenAI's
-    code divides by zero there) · top_k: keep the k likeliest tokens, and those as likely as the last of them; 0 keeps
-    all · top_p: of those, keep the fewest whose probabilities reach p · seed: fixes what is drawn; None draws anew
-    every time · sample: which of the seed's samples is drawn. Other values raise ValueError, other types TypeError.
+    What changes the logits, in this order. logit_bias: what to add, -100 to 100, by token id · repetition_penalty:
+    divides the logits of tokens that are in the prompt or the text, or multiplies them where they are below 0 ·
+    presence_penalty: subtracted from those of tokens that are in the text · frequency_penalty: subtracted as often as
+    they are in it · no_repeat_ngram_size: no n tokens come that prompt and text already have in this order; 0 bans none
+    · min_tokens: so many come before one that ends the text; with as many as `length`, none does.
+
+    What then narrows the choice, in this order. temperature: divides the logits: below 1 the likely gets likelier, and
+    0 takes the likeliest token (greedy; OpenAI's code divides by zero there) · top_k: keep the k likeliest tokens, and
+    those as likely as the last of them; 0 keeps all · top_p: of those, keep the fewest whose probabilities reach p ·
+    min_p: keep those at least p times as likely as the likeliest · typical_p: keep the fewest that reach p, from the
+    tokens on that are about as surprising as is to be expected.
+
+    seed: fixes what is drawn; None draws anew every time · sample: which of the seed's samples is drawn. Other values
+    raise ValueError, other types TypeError.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    min_tokens: int = 0
     seed: int | None = None
     sample: int = 0
 
     def __post_init__(self) -> None:
-        check_whole("top_k", self.top_k, 0, " (0 keeps all)")
-        check_whole("sample", self.sample, 0)
+        for name, more in WHOLE.items():
+            check_whole(name, getattr(self, name), 0, more)
+            object.__setattr__(self, name, int(getattr(self, name)))  # of NumPy's numbers, -k can overflow
         if self.seed is not None:
             check_whole("seed", self.seed, 0)
-        for name in ("top_k", "sample"):  # of NumPy's numbers, -k can overflow
-            object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("temperature", "top_p"):
-            check_number(name, getattr(self, name))
-        if not (isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature is {self.temperature}, where a number of at least 0 is expected")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, where a number above 0 and up to 1 is expected (1 keeps all)")
+        for name, (expected, holds) in RANGES.items():
+            value = getattr(self, name)
+            check_number(name, value)
+            if not holds(float(value)):
+                raise ValueError(f"{name} is {value}, where {expected}")
+            object.__setattr__(self, name, float(value))
+        if self.logit_bias is not None:
+            object.__setattr__(self, "logit_bias", parse_bias(self.logit_bias) or None)
 
-    def candidates(self, logits: Logits, among: Ids | None = None) -> tuple[Ids, Probabilities]:
+    def steps(self, row: Mapping[str, Step]) -> list[tuple[Step, Any]]:
+        """Those of `PROCESSORS` or `FILTERS` that are not off, each with its setting.
+
+        >>> [step.__name__ for step, _ in Sampling(temperature=2.0, min_p=0.1).steps(FILTERS)]
+        ['apply_temperature', 'keep_min_p']
+        """
+        settings = [(name, step, getattr(self, name)) for name, step in row.items()]
+        return [(step, value) for name, step, value in settings if value != getattr(Sampling, name)]
+
+    def candidates(
+        self, logits: Logits, among: Ids | None = None, written: Written | None = None
+    ) -> tuple[Ids, Probabilities]:
         """The tokens that can come next, and the probability with which each is drawn.
 
-        logits: (V,) float32 · among: the ids (N,) that can be drawn at all, by default all → ids (K,) int64 and
-        probabilities (K,) float64 that add up to 1, where K is how many tokens top-k and top-p leave. Logits that are
-        not all finite raise ValueError.
+        logits: (V,) float32 · among: the ids (N,) that can be drawn at all, by default all · written: what comes before
+        it, by default nothing → ids (K,) int64 and probabilities (K,) float64 that add up to 1, where K is how many
+        tokens the settings leave. Logits that are not all finite raise ValueError, and so do settings that leave none.
 
         >>> tokens, probabilities = Sampling(temperature=1, top_k=2).candidates(np.float32([1, 0, 1]))
         >>> tokens.tolist(), probabilities.tolist()
         ([0, 2], [0.5, 0.5])
         """
         check_finite(logits)
-        kept = Candidates(np.arange(logits.size), logits) if among is None else Candidates(among, logits[among])
+        processors = self.steps(PROCESSORS)
+        if processors:
+            logits = logits.astype(np.float64)
+        kept = Candidates(np.arange(logits.size), logits, written or NOTHING)
+        for process, value in processors:
+            kept = process(kept, value)
+        if among is not None:
+            kept = kept.only(among)
+        if processors:
+            kept = drop_banned(kept)
         if self.temperature == 0:
             return kept.tokens[[np.argmax(kept.logits)]], np.ones(1)
-        if (
-            0 < self.top_k < kept.tokens.size
-        ):  # before the temperature, which changes no order, since less is left to do
-            kept = keep_top_k(kept, self.top_k)
-        kept = apply_temperature(kept, self.temperature)
-        if self.top_p < 1:
-            kept = keep_top_p(kept, self.top_p)
+        for narrow, value in self.steps(FILTERS):
+            kept = narrow(kept, value)
         return kept.tokens, probabilities_of(kept)
 
-    def likeliest(self, logits: Logits, most: int, among: Ids | None = None) -> list[tuple[int, float]]:
+    def likeliest(
+        self, logits: Logits, most: int, among: Ids | None = None, written: Written | None = None
+    ) -> list[tuple[int, float]]:
         """The likeliest of the candidates with their probabilities, from the first on; at most so many.
 
         >>> Sampling(temperature=1, top_k=2).likeliest(np.float32([0, 1, 1]), most=1)
         [(1, 0.5)]
         """
-        tokens, probabilities = self.candidates(logits, among)
+        tokens, probabilities = self.candidates(logits, among, written)
         order = np.argsort(-probabilities, kind="stable")[:most]
         return list(zip(tokens[order].tolist(), probabilities[order].tolist(), strict=True))
 
-    def choose(self, logits: Logits, rng: np.random.Generator, among: Ids | None = None) -> int:
+    def choose(
+        self, logits: Logits, rng: np.random.Generator, among: Ids | None = None, written: Written | None = None
+    ) -> int:
         """Draw the next token, one of `candidates`. Takes one number from `rng`, or none where there is no choice.
 
         >>> Sampling().choose(np.float32([0, 2, 1]), np.random.default_rng(0))
         1
         """
-        tokens, probabilities = self.candidates(logits, among)
+        tokens, probabilities = self.candidates(logits, among, written)
         if tokens.size == 1:
             return int(tokens[0])
         bounds = np.cumsum(probabilities)
@@ -119,48 +185,19 @@ class Sampling:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(self.sample,))))
 
 
-class Candidates(NamedTuple):
-    """Tokens that can come next, (K,) ids, and their logits, (K,)."""
-
-    tokens: Ids
-    logits: Logits
-
-
-def keep_top_k(candidates: Candidates, k: int) -> Candidates:
-    """The k likeliest, and those as likely as the last. Fan et al. 2018, "Hierarchical Neural Story Generation"."""
-    tokens, logits = candidates
-    kept = np.flatnonzero(logits >= np.partition(logits, -k)[-k])
-    return Candidates(tokens[kept], logits[kept])
-
-
-def apply_temperature(candidates: Candidates, temperature: float) -> Candidates:
-    """The logits divided by it, in float64: below 1 the likely get likelier, above 1 the unlikely catch up.
-
-    The largest becomes 0, so that no temperature overflows.
-    """
-    logits = candidates.logits.astype(np.float64)
-    logits -= logits.max()
-    with np.errstate(over="ignore"):  # at the smallest temperatures the unlikely become -inf, which is right
-        logits /= temperature
-    return candidates._replace(logits=logits)
-
-
-def keep_top_p(candidates: Candidates, p: float) -> Candidates:
-    """The fewest whose probabilities reach p, from the likeliest on. Holtzman et al. 2019."""
-    tokens, logits = candidates
-    probabilities = probabilities_of(candidates)
-    # Tokens below this add up to less than 1 - p, so that the others reach p: only those need sorting.
-    likely = np.flatnonzero(probabilities >= (1 - p) / probabilities.size)
-    likely = likely[np.argsort(-probabilities[likely], kind="stable")]
-    nucleus = likely[: np.searchsorted(np.cumsum(probabilities[likely]), p) + 1]
-    return Candidates(tokens[nucleus], logits[nucleus])
-
-
-def probabilities_of(candidates: Candidates) -> Probabilities:
-    """The softmax of logits of which the largest is 0, as `apply_temperature` leaves them. → (K,)"""
-    probabilities: Probabilities = np.exp(candidates.logits)
-    probabilities /= probabilities.sum()
-    return probabilities
+def parse_bias(bias: object) -> dict[int, float]:
+    """A mapping from token ids to what is added to their logits, as Python's numbers, once it is one."""
+    if not isinstance(bias, Mapping):
+        raise wrong_type("logit_bias", bias, "a mapping from token ids to numbers")
+    for token, value in bias.items():
+        if not is_whole(token):
+            raise TypeError(f"logit_bias has {token!r}, where a token id, a whole number, is expected")
+        if not is_whole(value) and not isinstance(value, float | np.floating):
+            raise TypeError(f"logit_bias has {value!r} for token {token}, where a number is expected")
+        if token < 0 or not -100 <= value <= 100:
+            pair = f"logit_bias has {value} for token {token}"
+            raise ValueError(f"{pair}, where numbers from -100 to 100 for ids from 0 on are expected")
+    return {int(token): float(value) for token, value in bias.items()}
 
 
 def log_softmax(logits: Logits) -> Probabilities:

@@ -44,7 +44,7 @@ def public(module):
 
 # What people read or call: all that generates, and what looks at a model. What is only for commands and conversion may
 # leave the obvious unsaid.
-OFFERED = re.compile(r"npgpt2\.(model|formulas|tokenizer|sampling|gpt2|(engine|kernels|study)\..*)")
+OFFERED = re.compile(r"npgpt2\.(model|formulas|tokenizer|sampling|samplers|gpt2|(engine|kernels|study)\..*)")
 
 
 @pytest.mark.parametrize("name", [*filter(OFFERED.fullmatch, MODULES)])

@@ -14,6 +14,7 @@ from npgpt2 import GPT2, Engine, HParams
 from npgpt2.engine import Slots
 from npgpt2.engine.sequence import Sequence
 from npgpt2.engine.text import TextStream
+from npgpt2.samplers import Written
 
 HPARAMS = HParams(n_vocab=31, n_ctx=24, n_embd=16, n_head=2, n_layer=2)
 
@@ -52,6 +53,11 @@ SETTINGS = st.fixed_dictionaries(
         "temperature": st.sampled_from([0.3, 1.0, 2.5]),
         "top_k": st.integers(0, 6),
         "top_p": st.sampled_from([0.5, 0.95]),
+        "min_p": st.just(0.02),
+        "typical_p": st.just(0.9),
+        "repetition_penalty": st.sampled_from([0.8, 1.3]),
+        "frequency_penalty": st.just(0.2),
+        "no_repeat_ngram_size": st.sampled_from([2, 4]),
         "seed": st.just(7),
         "sample": st.integers(0, 3),
         "logprobs": st.integers(0, 3),
@@ -341,7 +347,8 @@ def test_many_that_wait_do_not_make_a_step_longer(small, monkeypatch):
 def test_log_probabilities_are_those_of_the_model_before_the_settings(small):
     engine = Engine(small, slots=2, chunk=3, text=False)
     prompt = ids(10)
-    request = engine.submit(prompt, length=5, temperature=2.0, top_k=3, seed=1, logprobs=4, prompt_logprobs=2)
+    settings = {"temperature": 2.0, "top_k": 3, "seed": 1, "repetition_penalty": 1.5, "logit_bias": {3: 5.0}}
+    request = engine.submit(prompt, length=5, **settings, logprobs=4, prompt_logprobs=2)
     engine.submit(ids(3, seed=9), length=8)
     finish(engine)
     scores = small.logits(prompt + request.tokens).astype(np.float64)
@@ -362,6 +369,88 @@ def test_log_probabilities_of_a_prompt_that_the_window_cannot_hold_are_refused(s
         Engine(small, text=False).submit(ids(25), prompt_logprobs=0)
 
 
+# ---- Settings that look at what was written
+
+
+def test_penalties_follow_from_the_whole_text_and_the_logits_of_the_formulas(small):
+    """By hand, from the prompt on and past the window, greedily: what left the window still counts."""
+    prompt = ids(9)
+    tokens, start = [*prompt], 0
+    for _ in range(70):
+        if len(tokens) - start > HPARAMS.n_ctx:
+            start = len(tokens) - HPARAMS.n_ctx // 2
+        logits = npgpt2.model.forward(small.weights, HPARAMS, np.array(tokens[start:]))[-1].astype(np.float64)
+        logits[5] += 1.5
+        for token in set(tokens):
+            logits[token] *= 1.3 if logits[token] < 0 else 1 / 1.3
+        for token in tokens[9:]:
+            logits[token] -= 0.05
+        for at in range(len(tokens) - 2):
+            if tokens[at : at + 2] == tokens[-2:]:
+                logits[tokens[at + 2]] = -np.inf
+        tokens.append(int(logits.argmax()))
+    settings = {"repetition_penalty": 1.3, "frequency_penalty": 0.05, "no_repeat_ngram_size": 3, "logit_bias": {5: 1.5}}
+    engine = Engine(small, slots=2, text=False)
+    first, plain = engine.submit(prompt, length=70, **settings), engine.submit(prompt, length=70)
+    finish(engine)
+    again = engine.submit(prompt, length=70, **settings)  # in a slot that remembers the prompt
+    finish(engine)
+    assert first.tokens == again.tokens == tokens[9:]
+    assert plain.tokens == alone(small, prompt, length=70).tokens != first.tokens
+
+
+def test_a_request_without_a_token_left_ends_by_that_error_and_the_others_go_on(small):
+    engine = Engine(small, slots=2, text=False)
+    out, other = engine.submit([1], length=40, no_repeat_ngram_size=1), engine.submit([1], length=40)
+    finish(engine)
+    assert sorted([1, *out.tokens]) == list(range(HPARAMS.n_vocab))
+    assert (out.finish_reason, other.finish_reason) == ("error", "length")
+    assert "no token is left to choose" in str(out.error)
+
+
+def test_what_was_written_takes_no_memory_while_a_request_waits(small, monkeypatch):
+    made = []
+    monkeypatch.setattr("npgpt2.engine.sequence.Written", lambda *given: made.append(given) or Written(*given))
+    engine = Engine(small, slots=1, text=False)
+    for chosen in ({"min_tokens": 1}, {"presence_penalty": 1.0}, {"temperature": 1.0, "typical_p": 0.5}):
+        engine.submit([1, 2], length=2, **chosen)
+    assert made == []
+    engine.step()
+    assert len(made) == 1
+    finish(engine)
+    assert len(made) == 2  # filters need none
+
+
+@pytest.mark.parametrize("ban", [{"min_tokens": 12}, {"logit_bias": {519: -100}}])
+def test_the_token_that_ends_a_text_can_be_banned(model, ban):
+    prompt = " reach the last."
+    assert model.generate(prompt, length=12) == ""
+    request = model.stream(prompt, length=12, ignore_eot=True).request
+    banned = model.stream(prompt, length=12, ignore_eot=True, **ban)
+    onwards = model.stream(prompt, length=12, **ban)
+    text = "".join(onwards)
+    assert 519 not in onwards.request.tokens
+    assert (len(onwards.request.tokens), onwards.request.finish_reason) == (12, "length")
+    assert "".join(banned) == text  # which going on past the end doesn't change
+    assert request.sampling.min_tokens == 0
+    assert model.generate(prompt, length=12, ignore_eot=True).startswith("<|endoftext|>")
+    new = model.generate_tokens(model.tokenizer.encode(prompt), length=12, **ban)
+    assert new.tolist() == onwards.request.tokens
+
+
+def test_after_min_tokens_the_text_can_end(model):
+    prompt = "A language model" + model.generate("A language model", length=500)
+    ended = model.stream(prompt, length=20)
+    assert "".join(ended) == ""
+    later = model.stream(prompt, length=40, logit_bias={519: 50}, min_tokens=5)
+    list(later)
+    assert (len(later.request.tokens), later.request.finish_reason) == (6, "end")
+
+
+def test_a_model_without_tokens_that_end_a_text_has_nothing_to_ban(small):
+    assert alone(small, [1], length=5, min_tokens=5).tokens == alone(small, [1], length=5).tokens
+
+
 # ---- What is refused
 
 
@@ -372,6 +461,9 @@ def test_log_probabilities_of_a_prompt_that_the_window_cannot_hold_are_refused(s
         ({"temperature": -1}, ValueError, "temperature is -1"),
         ({"logprobs": -1}, ValueError, "logprobs is -1"),
         ({"sample": -1}, ValueError, "sample is -1"),
+        ({"min_p": 1.5}, ValueError, "min_p is 1.5"),
+        ({"logit_bias": {1: 1.0, 520: 1.0}}, ValueError, "logit_bias has token 520, which is not in the vocabulary"),
+        ({"logit_bias": {"1": 1.0}}, TypeError, "logit_bias has '1', where a token id, a whole number, is expected"),
         ({"stop": ""}, ValueError, "stop string is empty"),
         ({"stop": [1]}, TypeError, r"stop is \(1,\), where a string or several are expected"),
         ({"stop": None}, TypeError, "stop is None, where a string or several are expected"),

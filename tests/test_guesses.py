@@ -31,7 +31,12 @@ def test_guesses_are_what_came_the_last_time(tokens):
     assert Lookup(tokens).guess() == naive_guess(tokens)
 
 
-SETTINGS = [{}, *({"temperature": t, "top_k": 20, "seed": seed} for t in (0.3, 1.0, 3.0) for seed in (1, 2))]
+SETTINGS = [
+    {},
+    {"repetition_penalty": 1.02},
+    {"frequency_penalty": 0.1, "no_repeat_ngram_size": 30},
+    *({"temperature": t, "top_k": 20, "seed": seed} for t in (0.3, 1.0, 3.0) for seed in (1, 2)),
+]
 
 
 @pytest.mark.parametrize("context", [1, CONTEXT])
@@ -74,6 +79,20 @@ def test_what_was_guessed_wrong_leaves_nothing_behind(model, passes, monkeypatch
     tokens = model.generate_tokens([1, 2, 3], length=length)
     assert len(passes) == length
     np.testing.assert_array_equal(tokens, model.generate_tokens([1, 2, 3], length=length, guess=False))
+
+
+def test_guesses_are_checked_against_the_text_up_to_each(passes):
+    """By the model that says its last token again: after ten in a row, a ban makes it say another, guessed or not."""
+    hparams = HParams(n_vocab=8, n_ctx=128, n_embd=8, n_head=1, n_layer=1)
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in variable_shapes(hparams).items()}
+    wte = np.eye(8, dtype="f") + np.triu(np.full((8, 8), 0.001, "f"), 1)
+    echo = GPT2(arrays | {"wte": wte, "ln_f/g": np.ones(8, "f")}, hparams)
+    plain = echo.generate_tokens([3], length=60, no_repeat_ngram_size=11, guess=False).tolist()
+    assert plain[:10] == [3] * 10
+    assert plain[10] != 3
+    passes.clear()
+    assert echo.generate_tokens([3], length=60, no_repeat_ngram_size=11).tolist() == plain
+    assert len(passes) < 50
 
 
 def test_sequences_that_are_read_together_are_not_guessed(model, passes):

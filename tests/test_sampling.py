@@ -1,6 +1,8 @@
-"""Temperature, top-k, top-p and the draw, against their definitions."""
+"""What changes logits, what narrows the choice, and the draw, against their definitions."""
 
+import pickle
 from dataclasses import fields
+from math import exp, inf, log
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from npgpt2.engine import Limits, Settings
+from npgpt2.samplers import FILTERS, PROCESSORS, Written
 from npgpt2.sampling import Sampling, SamplingSettings
 
 # NumPy keeps the streams of its bit generators: PCG64 seeded by SeedSequence.
@@ -150,6 +153,20 @@ def test_settings_are_declared_alike_as_fields_and_as_keyword_arguments():
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"top_p": float("nan")}, "top_p is nan"),
+        ({"min_p": -0.1}, r"min_p is -0.1, where a number from 0 to 1 is expected \(0 keeps all\)"),
+        ({"min_p": 1.01}, "min_p is 1.01"),
+        ({"min_p": float("nan")}, "min_p is nan"),
+        ({"typical_p": 0}, r"typical_p is 0, where a number above 0 and up to 1 is expected \(1 keeps all\)"),
+        ({"typical_p": 2}, "typical_p is 2"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0, where a number from 0.01 to 100 is expected"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
+        ({"presence_penalty": 2.5}, "presence_penalty is 2.5, where a number from -2 to 2 is expected"),
+        ({"frequency_penalty": -3}, "frequency_penalty is -3, where a number from -2 to 2 is expected"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1, where a whole number of at least 0 is expected"),
+        ({"min_tokens": -1}, "min_tokens is -1, where a whole number of at least 0 is expected"),
+        ({"logit_bias": {-1: 0}}, "logit_bias has 0 for token -1, where numbers from -100 to 100 for ids from 0 on"),
+        ({"logit_bias": {5: 101}}, "logit_bias has 101 for token 5, where numbers from -100 to 100"),
+        ({"logit_bias": {5: float("nan")}}, "logit_bias has nan for token 5"),
         ({"seed": -1}, "seed is -1"),
         ({"sample": -1}, "sample is -1"),
     ],
@@ -163,3 +180,207 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_logits_that_are_not_numbers_are_refused(broken):
     with pytest.raises(ValueError, match="not a number"):
         Sampling().choose(np.float32([0, broken]), Sampling(seed=0, sample=0).generator())
+
+
+# ---- Processors, and chains of everything
+
+
+def plain_changed(logits, prompt, text, ends, settings):
+    """What the guide says of what changes logits, one token at a time."""
+    changed, n = [], settings.get("no_repeat_ngram_size", 0)
+    everything = [*prompt, *text]
+    for token, z in enumerate(map(float, logits)):
+        z += settings.get("logit_bias", {}).get(token, 0)
+        if token in everything:
+            theta = settings.get("repetition_penalty", 1)
+            z = z * theta if z < 0 else z / theta
+        z -= settings.get("presence_penalty", 0) * (token in text)
+        z -= settings.get("frequency_penalty", 0) * text.count(token)
+        longer = [*everything, token]
+        if n and len(longer) > n and longer[-n:] in [everything[i : i + n] for i in range(len(everything) - n + 1)]:
+            z = -inf
+        if token in ends and len(text) < settings.get("min_tokens", 0):
+            z = -inf
+        changed.append(z)
+    return changed
+
+
+def softmax(logits):
+    weights = [exp(z - max(logits)) for z in logits]
+    return [w / sum(weights) for w in weights]
+
+
+def plain_narrowed(logits, settings):
+    """What the guide says of what narrows the choice, in its order: the probabilities of all tokens, 0 if cut off."""
+
+    def keep(kept):
+        return [z if token in kept else -inf for token, z in enumerate(logits)]
+
+    logits = [z / settings.get("temperature", 1) for z in logits]
+    if k := settings.get("top_k"):
+        kth = sorted(logits, reverse=True)[:k][-1]
+        logits = keep([token for token, z in enumerate(logits) if z >= kth])
+    for name in ("top_p", "min_p", "typical_p"):
+        p = softmax(logits)
+        left = [token for token in range(len(p)) if p[token]]
+        if name == "min_p":
+            logits = keep([token for token in left if p[token] >= settings.get(name, 0) * max(p)])
+            continue
+        rank = {token: -p[token] for token in left}
+        if name == "typical_p":
+            entropy = -sum(p[token] * log(p[token]) for token in left)
+            rank = {token: abs(-log(p[token]) - entropy) for token in left}
+        kept, reached = [], 0.0
+        for token in sorted(left, key=rank.get):
+            if reached < settings.get(name, 1) or settings.get(name, 1) == 1:
+                kept.append(token)
+                reached += p[token]
+        logits = keep(kept)
+    return softmax(logits)
+
+
+def written(prompt, text, n_vocab, ends=()):
+    whole = Written(prompt, n_vocab, ends)
+    for token in text:
+        whole.append(token)
+    return whole
+
+
+# What each setting is on, where a random chain has it.
+VALUES = {
+    "temperature": [0.3, 0.9, 2.0],
+    "top_k": [1, 3, 9, 40],
+    "top_p": [0.2, 0.6, 0.95],
+    "min_p": [0.01, 0.1, 0.5, 1.0],
+    "typical_p": [0.05, 0.3, 0.7, 0.99],
+    "logit_bias": [{0: -100.0, 3: 2.5, 19: -1.0}, {7: 100}],
+    "repetition_penalty": [0.5, 1.2, 3.0],
+    "presence_penalty": [-0.5, 1.5],
+    "frequency_penalty": [-0.3, 0.7],
+    "no_repeat_ngram_size": [1, 2, 3, 5],
+    "min_tokens": [1, 4, 30],
+}
+
+
+def random_case(seed, n_vocab=20):
+    """A chain of settings, logits, a prompt, a text and the tokens that end one, of which few are different."""
+    rng = np.random.default_rng(seed)
+    settings = {name: values[rng.integers(len(values))] for name, values in VALUES.items() if rng.random() < 0.5}
+    prompt, text = (rng.integers(n_vocab // 2, size=rng.integers(0, 14)).tolist() for _ in range(2))
+    return settings, rng.normal(0, 3, n_vocab).astype(np.float32), prompt, text, [0, n_vocab - 1]
+
+
+def test_the_values_are_of_every_setting_of_both_rows():
+    assert set(VALUES) == {*PROCESSORS, *FILTERS}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_each_sampler_alone_follows_the_definition(name):
+    for value in VALUES[name]:
+        for seed in range(20):
+            _, logits, prompt, text, ends = random_case(seed)
+            settings = {"temperature": 1.0} | {name: value}
+            changed = plain_changed(logits, prompt, text, ends, settings)
+            actual = probabilities(Sampling(**settings), logits, written(prompt, text, 20, ends))
+            np.testing.assert_allclose(actual, plain_narrowed(changed, settings), rtol=1e-9, atol=1e-15)
+
+
+def test_random_chains_follow_the_definition():
+    for seed in range(500):
+        settings, logits, prompt, text, ends = random_case(seed)
+        changed = plain_changed(logits, prompt, text, ends, settings)
+        before = written(prompt, text, 20, ends)
+        greedy = Sampling(**settings | {"temperature": 0})
+        assert greedy.choose(logits, None, written=before) == np.argmax(changed), settings
+        settings = {"temperature": 1.0} | settings
+        actual, expected = probabilities(Sampling(**settings), logits, before), plain_narrowed(changed, settings)
+        np.testing.assert_array_equal(actual > 0, np.array(expected) > 0, str(settings))
+        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-15)
+
+
+@given(st.lists(st.integers(0, 2), max_size=30), st.integers(1, 6))
+def test_no_ngram_comes_twice_and_nothing_else_is_banned(tokens, n):
+    logits = np.float32([0, 0, 0, 0])
+    allowed = [*plain_changed(logits, tokens, [], [], {"no_repeat_ngram_size": n})]
+    ids, _ = Sampling(1, no_repeat_ngram_size=n).candidates(logits, written=Written(tokens, 4))
+    assert ids.tolist() == [token for token, z in enumerate(allowed) if z == 0]
+
+
+def test_each_token_is_penalized_once_for_being_in_prompt_and_text():
+    logits = np.float32([2, 2, -2, -2])
+    drawn = Sampling(1, repetition_penalty=2).candidates(logits, written=written([0, 2], [0, 0, 2], 4))[1]
+    np.testing.assert_allclose(np.log(drawn / drawn[1]), [-1, 0, -6, -4])
+
+
+def test_presence_and_frequency_count_what_was_generated_alone():
+    logits, before = np.zeros(4, np.float32), written([0, 0, 1], [1, 2, 2], 4)
+    drawn = Sampling(1, presence_penalty=1, frequency_penalty=0.5).candidates(logits, written=before)[1]
+    np.testing.assert_allclose(np.log(drawn / drawn[0]), [0, -1.5, -2, 0])
+
+
+def test_typical_p_can_drop_the_likeliest_token_and_keeps_those_that_are_as_typical():
+    logits = np.log([0.3, *[0.1] * 7]).astype(np.float32)  # the entropy is 1.97, -log 0.3 is 1.2 and -log 0.1 is 2.3
+    assert Sampling(1, typical_p=0.25).candidates(logits)[0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert Sampling(1, typical_p=0.75).candidates(logits)[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_min_p_of_1_keeps_those_as_likely_as_the_likeliest():
+    assert Sampling(1, min_p=1).candidates(np.float32([1, 3, 3, 2]))[0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-9, 1e300])
+def test_filters_stand_all_temperatures(temperature):
+    chain = Sampling(temperature, top_p=0.99, min_p=0.1, typical_p=0.9)
+    tokens, drawn = chain.candidates(np.float32([-7, 9, 2]))
+    assert tokens[np.argmax(drawn)] == 1 or temperature > 1
+    assert drawn.sum() == pytest.approx(1)
+
+
+def test_what_is_off_is_left_out():
+    assert Sampling().steps(PROCESSORS) == Sampling().steps(FILTERS) == []
+    off = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "repetition_penalty": 1, "presence_penalty": 0}
+    off |= {"frequency_penalty": 0, "no_repeat_ngram_size": 0, "min_tokens": 0, "logit_bias": {}}
+    assert Sampling(**off).steps(PROCESSORS) == Sampling(**off).steps(FILTERS) == []
+    assert Sampling(**off) == Sampling() == Sampling(logit_bias=None)
+
+
+def test_the_models_logits_stay_as_they_are():
+    settings, logits, prompt, text, ends = random_case(0)
+    settings = {name: values[0] for name, values in VALUES.items()}
+    given = logits.copy()
+    logits.flags.writeable = False
+    Sampling(**settings).candidates(logits, written=written(prompt, text, 20, ends))
+    np.testing.assert_array_equal(logits, given)
+
+
+def test_among_the_tokens_that_can_be_drawn_processors_find_theirs():
+    before, among = written([], [1, 4], 6), np.array([0, 1, 4, 5])
+    tokens, drawn = Sampling(1, presence_penalty=2, logit_bias={5: 1}).candidates(np.zeros(6, "f"), among, before)
+    assert tokens.tolist() == among.tolist()
+    np.testing.assert_allclose(np.log(drawn / drawn[0]), [0, -2, -2, 1])
+
+
+def test_where_no_token_is_left_the_settings_are_named():
+    with pytest.raises(ValueError, match="no token is left to choose: no_repeat_ngram_size and min_tokens ban all"):
+        Sampling(no_repeat_ngram_size=1).choose(np.float32([1, 2]), None, written=Written([0, 1], 2))
+
+
+def test_a_bias_of_a_token_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="logit_bias has token 2, which is not in the vocabulary, from 0 to 1"):
+        Sampling(logit_bias={2: 1.0}).candidates(np.float32([1, 2]))
+
+
+def test_what_was_written_is_kept_up_as_tokens_come():
+    tokens = np.random.default_rng(0).integers(50, size=1000).tolist()
+    before = written(tokens[:10], tokens[10:], 60, ends=[59, 60, 10**9])
+    assert (before.tokens.tolist(), before.generated, before.ends.tolist()) == (tokens, 990, [59])
+    np.testing.assert_array_equal(before.counts, np.bincount(tokens[10:], minlength=60))
+    np.testing.assert_array_equal(before.seen, np.bincount(tokens, minlength=60) > 0)
+
+
+def test_settings_are_comparable_hashable_and_can_be_pickled():
+    bias = {1: np.float32(2)}
+    one, other = Sampling(min_p=0.1, logit_bias=bias), Sampling(min_p=np.float64(0.1), logit_bias={np.int64(1): 2})
+    bias[5] = 1  # which the settings don't see
+    assert one == other == pickle.loads(pickle.dumps(one))
+    assert hash(one) == hash(other)

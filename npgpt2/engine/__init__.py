@@ -5,7 +5,7 @@ computed, or of who waits for an answer. `stream` and `samples` run one for call
 """
 
 from npgpt2.engine.cache import Reading, Slots, Span
-from npgpt2.engine.engine import Engine, Prompt
+from npgpt2.engine.engine import Engine, Prompt, end_tokens
 from npgpt2.engine.request import Event, Limits, LogProb, Request, Settings, parse_settings
 from npgpt2.engine.sequence import window_start
 from npgpt2.engine.streams import Stream, run, samples, stream
@@ -22,6 +22,7 @@ __all__ = [
     "Slots",
     "Span",
     "Stream",
+    "end_tokens",
     "parse_settings",
     "run",
     "samples",

@@ -24,7 +24,7 @@ from npgpt2.forks import whole
 from npgpt2.formulas import Array
 from npgpt2.kernels import Matrices
 from npgpt2.model import HParams
-from npgpt2.sampling import Ids
+from npgpt2.samplers import Ids, check_bias
 from npgpt2.tokenizer import Tokenizer
 from npgpt2.vocabulary import SpecialTokens
 
@@ -51,6 +51,21 @@ class Model(Protocol):
     @property
     def drawable(self) -> Ids | None: ...
     def prompt_tokens(self, prompt: Prompt, allow_special: bool, /) -> list[int]: ...
+
+
+def end_tokens(model: Model) -> tuple[int, ...]:
+    """The tokens with which a model ends a text: those that its files name, or else `<|endoftext|>`, if it has that.
+
+    >>> end_tokens(model)
+    (519,)
+    """
+    if model.special.end is not None:
+        return model.special.end
+    try:
+        end = model.tokenizer.end_of_text
+    except ValueError:  # it has no vocabulary
+        return ()
+    return () if end is None else (end,)
 
 
 class Engine:
@@ -82,9 +97,7 @@ class Engine:
         self.model = model
         self.slots, self.chunk = slots, chunk = int(slots), int(chunk)
         self._tokenizer = model.tokenizer if text else None
-        self._ends = model.special.end or ()
-        if model.special.end is None and self._tokenizer and self._tokenizer.end_of_text is not None:
-            self._ends = (self._tokenizer.end_of_text,)
+        self._ends = end_tokens(model) if text else model.special.end or ()
         self._cache = Slots(model.hparams, slots)
         self._idle = list(range(slots))  # from the one that was left longest ago
         self._kept: list[list[int]] = [[] for _ in range(slots)]  # what was read of whom a slot was left by
@@ -118,12 +131,14 @@ class Engine:
         """
         sampling, limits = parse_settings(settings)
         request = Request(self.model.prompt_tokens(prompt, limits.allow_special), sampling, limits)
-        n_ctx = self.model.hparams.n_ctx
+        n_vocab, n_ctx = self.model.hparams[:2]
+        check_bias(sampling.logit_bias, n_vocab)
         if limits.prompt_logprobs is not None and len(request.prompt) > n_ctx:
             raise ValueError(f"prompt_logprobs of {len(request.prompt)} tokens, more than the model's n_ctx of {n_ctx}")
         if limits.stop and self._tokenizer is None:
             raise ValueError("stop strings need an engine whose requests have text")
-        self._submitted.append(Sequence(request, self._tokenizer, self._ends, n_ctx))
+        bannable = end_tokens(self.model) if sampling.min_tokens else ()
+        self._submitted.append(Sequence(request, self._tokenizer, self._ends, n_ctx, n_vocab, bannable))
         return request
 
     def cancel(self, request: Request) -> None:
@@ -253,7 +268,7 @@ class Engine:
             if sequence.unread:
                 return
             for row, guess in zip(logits[-1 - len(guessed) :], [*guessed, None], strict=True):
-                token = request.sampling.choose(row, sequence.rng, self.model.drawable)
+                token = request.sampling.choose(row, sequence.rng, self.model.drawable, sequence.written)
                 sequence.sound = sequence.read
                 self._append(sequence, token, row)
                 if token != guess or request.finish_reason:

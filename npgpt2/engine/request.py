@@ -11,7 +11,8 @@ import numpy as np
 
 from npgpt2.checks import check_flag, check_whole, is_bytes
 from npgpt2.formulas import Array
-from npgpt2.sampling import Ids, Sampling, SamplingSettings, check_finite, log_softmax
+from npgpt2.samplers import Ids
+from npgpt2.sampling import Sampling, SamplingSettings, check_finite, log_softmax
 
 FinishReason: TypeAlias = Literal["length", "stop", "end", "cancelled", "error"]
 
@@ -88,7 +89,7 @@ def parse_settings(settings: Settings) -> tuple[Sampling, Limits]:
 
 
 class LogProb(NamedTuple):
-    """How likely the model found a token, before temperature and filters.
+    """How likely the model found a token, before all settings.
 
     token: its id · logprob: the natural logarithm of its probability; None for a prompt's first token, which nothing
     came before · top: the likeliest tokens there with theirs, as many as were asked for, from the first on

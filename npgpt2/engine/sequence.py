@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
 from npgpt2.engine.guesses import Lookup
 from npgpt2.engine.request import FinishReason, Request
 from npgpt2.engine.text import TextStream
+from npgpt2.samplers import PROCESSORS, Written
 from npgpt2.tokenizer import Tokenizer
 
 
@@ -43,9 +44,19 @@ class Sequence:
     whose positions count from there · slot: where what is read of the window is kept · read: how many of its positions
     have been · sound: how many of them led to logits that were finite, so that their values are · reads: how many
     tokens the next pass reads, and guessed: what it reads beyond the last one, in case it follows
+
+    ends: the tokens that end it, unless its limits ignore them · bannable: those that `min_tokens` bans
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer | None, ends: Container[int], n_ctx: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Tokenizer | None,
+        ends: Container[int],
+        n_ctx: int,
+        n_vocab: int,
+        bannable: Iterable[int],
+    ) -> None:
         self.request = request
         self.tokens = list(request.prompt)
         self.rng = request.sampling.generator()
@@ -57,6 +68,9 @@ class Sequence:
         self._ends = () if request.limits.ignore_eot else ends
         self._silent = tokenizer.special_ids if tokenizer and request.limits.skip_special else ()
         self._lookup, self._looked_up = Lookup(), 0
+        self._processed = bool(request.sampling.steps(PROCESSORS))
+        self._written: Written | None = None
+        self._n_vocab, self._bannable = n_vocab, bannable
         self.make_room()
 
     # ---- What is read
@@ -107,11 +121,23 @@ class Sequence:
 
     # ---- What is written
 
+    @property
+    def written(self) -> Written | None:
+        """What the processors of its settings look at, if it has any.
+
+        Made when the first token is chosen: it takes a few bytes for each token of the vocabulary, and others wait.
+        """
+        if self._processed and self._written is None:
+            self._written = Written(self.request.prompt, self._n_vocab, self._bannable)
+        return self._written
+
     def append(self, token: int) -> tuple[str, FinishReason | None]:
         """Add the token that was chosen; returns the text that it makes certain, and why it is the last, if it is."""
         request = self.request
         self.tokens.append(token)
         request.tokens.append(token)
+        if self._written is not None:
+            self._written.append(token)
         reason: FinishReason | None = "length" if len(request.tokens) == request.limits.length else None
         if token in self._ends:
             reason = "end"

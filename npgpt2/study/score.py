@@ -19,7 +19,8 @@ from npgpt2.engine import Slots, Span
 from npgpt2.formulas import Array
 from npgpt2.kernels import Matrices
 from npgpt2.model import HParams
-from npgpt2.sampling import Ids, check_finite, log_softmax
+from npgpt2.samplers import Ids
+from npgpt2.sampling import check_finite, log_softmax
 
 # Positions whose logits are computed together: in 124M, those of a whole window would take 200 MB.
 POSITIONS = 64

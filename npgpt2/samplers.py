@@ -1,0 +1,226 @@
+"""What the settings of `Sampling` do, a small function each, from candidates to candidates.
+
+Processors change logits, see what was written so far, and count at temperature 0 too; filters narrow the choice. The
+two rows of them, `PROCESSORS` and `FILTERS`, stand at the end, in the order in which they are applied, which is that of
+Hugging Face's transformers, as are their results. They compute in float64. Temperature and top-k are those of OpenAI's
+`src/sample.py` as well; top-p is nucleus sampling as Holtzman et al. 2019 define it, "The Curious Case of Neural Text
+Degeneration", where OpenAI's code mostly leaves out the token with which p is reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.floating]
+Probabilities = npt.NDArray[np.float64]
+
+
+class Written:
+    """What was written so far, kept up as tokens come, so that no step goes through all of it.
+
+    seen: (V,) whether a token is in the prompt or the text · counts: (V,) how often it was generated · generated: how
+    many tokens were · ends: ids of those that end a text. Those that the vocabulary hasn't are left out.
+
+    >>> written = Written([5, 6], n_vocab=8, ends=[7])
+    >>> written.append(5)
+    >>> written.tokens, np.flatnonzero(written.seen), np.flatnonzero(written.counts)
+    (array([5, 6, 5]), array([5, 6]), array([5]))
+    """
+
+    def __init__(self, prompt: Sequence[int] = (), n_vocab: int = 0, ends: Iterable[int] = ()) -> None:
+        self._room = np.array(prompt, np.int64)
+        self._size = len(prompt)
+        self.seen = np.zeros(n_vocab, np.bool_)
+        self.seen[self._room] = True
+        self.counts = np.zeros(n_vocab, np.int64)
+        self.generated = 0
+        self.ends: Ids = np.array([end for end in ends if end < n_vocab], np.int64)
+
+    @property
+    def tokens(self) -> Ids:
+        """The prompt's and those generated, (T,)."""
+        return self._room[: self._size]
+
+    def append(self, token: int) -> None:
+        """Add the token that was chosen."""
+        if self._size == self._room.size:
+            self._room = np.resize(self._room, 2 * self._size + 64)
+        self._room[self._size] = token
+        self._size += 1
+        self.generated += 1
+        self.seen[token] = True
+        self.counts[token] += 1
+
+
+NOTHING = Written()
+
+
+class Candidates(NamedTuple):
+    """Tokens that can come next, (K,) ids, with their logits, (K,), and what was written before them.
+
+    Processors are given the whole vocabulary in order, so that a token's id is its place.
+    """
+
+    tokens: Ids
+    logits: Logits
+    written: Written = NOTHING
+
+    def only(self, kept: Ids | npt.NDArray[np.bool_]) -> Candidates:
+        """Those at the places, in this order, or those for which a mask is true."""
+        return self._replace(tokens=self.tokens[kept], logits=self.logits[kept])
+
+    def change(self, places: Ids | list[int], logits: Logits | float) -> Candidates:
+        """The same with other logits at some places. The array stays as it is."""
+        changed = self.logits.copy()
+        changed[places] = logits
+        return self._replace(logits=changed)
+
+
+# ---- Processors: what changes logits
+
+
+def add_bias(candidates: Candidates, bias: Mapping[int, float]) -> Candidates:
+    """z + b, for the tokens that have one. With -100, a token hardly ever comes."""
+    check_bias(bias, candidates.logits.size)
+    places = list(bias)
+    return candidates.change(places, candidates.logits[places] + np.array([*bias.values()]))
+
+
+def check_bias(bias: Mapping[int, float] | None, n_vocab: int) -> None:
+    """Raise ValueError where a bias is for a token that is not in the vocabulary."""
+    if bias and max(bias) >= n_vocab:
+        raise ValueError(f"logit_bias has token {max(bias)}, which is not in the vocabulary, from 0 to {n_vocab - 1}")
+
+
+def penalize_repetition(candidates: Candidates, penalty: float) -> Candidates:
+    """z / penalty for tokens that are in the prompt or the text, however often; z · penalty where z is below 0.
+
+    Keskar et al. 2019, "CTRL", which divides alone, and so would make likelier what is below 0.
+    """
+    places = np.flatnonzero(candidates.written.seen)
+    logits = candidates.logits[places]
+    return candidates.change(places, np.where(logits < 0, logits * penalty, logits / penalty))
+
+
+def penalize_presence(candidates: Candidates, penalty: float) -> Candidates:
+    """z - penalty, for tokens that were generated. OpenAI's API."""
+    places = np.flatnonzero(candidates.written.counts)
+    return candidates.change(places, candidates.logits[places] - penalty)
+
+
+def penalize_frequency(candidates: Candidates, penalty: float) -> Candidates:
+    """z - penalty · n, for tokens that were generated n times. OpenAI's API."""
+    places = np.flatnonzero(candidates.written.counts)
+    return candidates.change(places, candidates.logits[places] - penalty * candidates.written.counts[places])
+
+
+def ban_repeated_ngrams(candidates: Candidates, n: int) -> Candidates:
+    """-∞ for tokens that stand behind the last n - 1 somewhere before. Paulus et al. 2017, "A Deep Reinforced Model …".
+
+    The places where that is so are narrowed down from the last token on, of which few are left soon.
+    """
+    tokens = candidates.written.tokens
+    places = np.arange(n - 1, tokens.size)
+    for back in range(1, n):
+        if not places.size:
+            return candidates
+        places = places[tokens[places - back] == tokens[-back]]
+    return candidates.change(tokens[places], -inf)
+
+
+def ban_ends(candidates: Candidates, least: int) -> Candidates:
+    """-∞ for the tokens that end a text, until so many were generated."""
+    written = candidates.written
+    return candidates.change(written.ends, -inf) if written.generated < least else candidates
+
+
+def drop_banned(candidates: Candidates) -> Candidates:
+    """Those that are left after the processors; ValueError where none is."""
+    allowed = np.flatnonzero(candidates.logits > -inf)
+    if not allowed.size:
+        raise ValueError("no token is left to choose: no_repeat_ngram_size and min_tokens ban all of them")
+    return candidates if allowed.size == candidates.logits.size else candidates.only(allowed)
+
+
+# ---- Filters: what narrows the choice
+
+
+def keep_top_k(candidates: Candidates, k: int) -> Candidates:
+    """The k likeliest, and those as likely as the last. Fan et al. 2018, "Hierarchical Neural Story Generation"."""
+    logits = candidates.logits
+    return candidates if k >= logits.size else candidates.only(np.flatnonzero(logits >= np.partition(logits, -k)[-k]))
+
+
+def apply_temperature(candidates: Candidates, temperature: float) -> Candidates:
+    """The logits divided by it, in float64: below 1 the likely get likelier, above 1 the unlikely catch up.
+
+    The largest becomes 0, so that no temperature overflows.
+    """
+    logits = candidates.logits.astype(np.float64)
+    logits -= logits.max()
+    with np.errstate(over="ignore"):  # at the smallest temperatures the unlikely become -inf, which is right
+        logits /= temperature
+    return candidates._replace(logits=logits)
+
+
+def keep_top_p(candidates: Candidates, p: float) -> Candidates:
+    """The fewest whose probabilities reach p, from the likeliest on. Holtzman et al. 2019."""
+    probabilities = probabilities_of(candidates)
+    # Tokens below this add up to less than 1 - p, so that the others reach p: only those need sorting.
+    likely = np.flatnonzero(probabilities >= (1 - p) / probabilities.size)
+    likely = likely[np.argsort(-probabilities[likely], kind="stable")]
+    return candidates.only(likely[: np.searchsorted(np.cumsum(probabilities[likely]), p) + 1])
+
+
+def keep_min_p(candidates: Candidates, p: float) -> Candidates:
+    """Those at least p times as likely as the likeliest. Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling"."""
+    probabilities = probabilities_of(candidates)
+    return candidates.only(np.flatnonzero(probabilities >= p * probabilities.max()))
+
+
+def keep_typical(candidates: Candidates, p: float) -> Candidates:
+    """The fewest whose probabilities reach p, from those on whose surprise -log p is nearest to its mean, the entropy.
+
+    Those as near as the last stay too, as in transformers. Meister et al. 2022, "Locally Typical Sampling".
+    """
+    probabilities = probabilities_of(candidates)
+    surprise = np.log(np.exp(candidates.logits).sum()) - candidates.logits
+    possible = probabilities > 0
+    entropy = probabilities[possible] @ surprise[possible]
+    away = np.abs(surprise - entropy)
+    order = np.argsort(away, kind="stable")
+    last = np.searchsorted(np.cumsum(probabilities[order]), p)
+    return candidates.only(np.flatnonzero(away <= away[order[min(int(last), order.size - 1)]]))
+
+
+def probabilities_of(candidates: Candidates) -> Probabilities:
+    """The softmax of logits of which the largest is 0, as `apply_temperature` leaves them, or not far below. → (K,)"""
+    probabilities: Probabilities = np.exp(candidates.logits)
+    probabilities /= probabilities.sum()
+    return probabilities
+
+
+Step = Callable[[Candidates, Any], Candidates]
+
+# By setting, in order. What is at its default is left out.
+PROCESSORS: dict[str, Step] = {
+    "logit_bias": add_bias,
+    "repetition_penalty": penalize_repetition,
+    "presence_penalty": penalize_presence,
+    "frequency_penalty": penalize_frequency,
+    "no_repeat_ngram_size": ban_repeated_ngrams,
+    "min_tokens": ban_ends,
+}
+FILTERS: dict[str, Step] = {
+    "top_k": keep_top_k,  # before the temperature, which changes no order, since less is left to do
+    "temperature": apply_temperature,
+    "top_p": keep_top_p,
+    "min_p": keep_min_p,
+    "typical_p": keep_typical,
+}
