@@ -62,13 +62,29 @@ def test_generate_takes_all_sampling_options(run, model):
         "--top-k",
         "40",
         "--top_p=0.9",
+        "--min-p=0.01",
+        "--typical-p=0.95",
+        "--repetition-penalty=1.1",
+        "--presence-penalty=-0.5",
+        "--frequency-penalty",
+        "0.3",
+        "--no-repeat-ngram-size=4",
+        "--min-tokens=5",
+        "--logit-bias=70=1.5",
+        "--logit_bias",
+        "65=-100",
         "--seed",
         "3",
         "--stop",
         "x",
         "--stop=qq",
     ]
-    expected = model.generate("So", length=9, temperature=1.5, top_k=40, top_p=0.9, seed=3, stop=["x", "qq"])
+    settings = {
+        "temperature": 1.5, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.95, "repetition_penalty": 1.1,
+        "presence_penalty": -0.5, "frequency_penalty": 0.3, "no_repeat_ngram_size": 4, "min_tokens": 5,
+        "logit_bias": {70: 1.5, 65: -100},
+    }  # fmt: skip
+    expected = model.generate("So", length=9, **settings, seed=3, stop=["x", "qq"])
     assert run("generate", "So", "-m", "MODEL", *options) == (0, expected + "\n", "")
 
 
@@ -573,6 +589,16 @@ def test_download_keeps_the_checkpoint_if_told_to(run, served, tmp_path):
         (["generate", "--temperature", "warm"], "'warm'"),
         (["generate", "--top-p", "0"], "top_p is 0.0"),
         (["generate", "--top-p", "1.5"], "top_p is 1.5"),
+        (["generate", "--min-p", "2"], "min_p is 2.0, where a number from 0 to 1 is expected (0 keeps all)"),
+        (["unconditional", "--typical-p", "0"], "typical_p is 0.0"),
+        (["next", "A", "--repetition-penalty", "0"], "repetition_penalty is 0.0"),
+        (["interactive", "--presence-penalty", "3"], "presence_penalty is 3.0"),
+        (["generate", "--frequency-penalty", "-3"], "frequency_penalty is -3.0"),
+        (["generate", "--no-repeat-ngram-size", "-1"], "'-1' is not a whole number of at least 0"),
+        (["generate", "--min-tokens", "x"], "'x' is not a whole number of at least 0"),
+        (["generate", "--logit-bias", "five"], "'five' is not ID=BIAS, as in 50256=-100"),
+        (["generate", "--logit-bias", "5=x"], "'5=x' is not ID=BIAS"),
+        (["generate", "--logit-bias", "5=200"], "logit_bias has 200.0 for token 5"),
         (["generate", "--top-k", "-1"], "'-1' is not a whole number of at least 0"),
         (["generate", "--length", "0"], "'0' is not a whole number of at least 1"),
         (["generate", "--length", "many"], "'many' is not a whole number"),

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from npgpt2 import HParams
 from npgpt2.engine import Slots
 from npgpt2.kernels import prepare
+from npgpt2.samplers import Written
+from npgpt2.sampling import Sampling
 from npgpt2.study.score import POSITIONS, Score, surprises
 
 
@@ -219,6 +221,27 @@ def test_next_at_temperature_0_is_one_token_and_top_k_cuts_off(run):
     assert len(run("next", "-m", "MODEL", "--top", "600")[1].splitlines()) == 520
     assert failed(run("next", "A", "-m", "MODEL", "--top-p", "0"), 2, "top_p is 0.0")
     assert failed(run("next", "A", "--file", "b", "-m", "MODEL"), 2, "a prompt or --file")
+
+
+def test_next_shows_what_all_settings_make_of_the_distribution(run, model):
+    settings = {
+        "min_p": 0.0001, "typical_p": 0.99, "repetition_penalty": 1.5, "presence_penalty": 1.0,
+        "frequency_penalty": 1.0, "no_repeat_ngram_size": 2, "min_tokens": 1, "logit_bias": {65: 20.0, 66: 21.0},
+    }  # fmt: skip
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "logit_bias"]
+    options += ["--logit-bias=65=20", "--logit-bias", "66=21"]
+    prompt = "A language model plays one game. A language model"
+    shown = rows(run("next", prompt, "-m", "MODEL", "--top", "5", *options)[1])
+    tokens = model.tokenizer.encode(prompt)
+    written = Written(tokens, model.hparams.n_vocab, [519])
+    expected = Sampling(1.0, **settings).likeliest(model.next_logits(prompt), 5, written=written)
+    assert [(line[0], int(line[1])) for line in shown] == [(f"{p:.2%}", token) for token, p in expected]
+    plain = rows(run("next", prompt, "-m", "MODEL", "--top", "1")[1])
+    assert int(plain[0][1]) == model.tokenizer.encode(" plays")[0]  # which would be a pair of tokens that came before
+    banned = rows(run("next", prompt, "-m", "MODEL", "--top", "520", "--no-repeat-ngram-size", "2")[1])
+    assert plain[0][1] not in [line[1] for line in banned]
+    ended = rows(run("next", " reach the last.", "-m", "MODEL", "--top", "520", "--min-tokens", "1")[1])
+    assert len(ended) == 519
 
 
 def test_next_goes_by_the_end_of_prompts_longer_than_the_window(run, model):

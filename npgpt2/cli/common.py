@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from npgpt2 import GPT2, load
+from npgpt2.engine import Settings, parse_settings
 from npgpt2.files import decode_utf8, replacing
 from npgpt2.models import BUNDLED
-from npgpt2.sampling import Sampling
 
 Write = Callable[[str], object]
 
@@ -58,6 +58,15 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def token_bias(text: str) -> tuple[int, float]:
+    """An argument type: a token's id and what to add to its logit, as ID=BIAS."""
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ID=BIAS, as in 50256=-100") from None
 
 
 def add_prompt(parser: Parser, help: str) -> None:
@@ -122,7 +131,7 @@ def warn_of_special(model: GPT2, prompt: str, args: argparse.Namespace) -> bool:
 
 
 def add_distribution(parser: Parser, temperature: float) -> None:
-    """The options that `make_sampling` reads: what tokens are drawn from."""
+    """The options that `drawing` reads: what tokens are drawn from."""
     parser.add_argument(
         "--temperature",
         type=float,
@@ -138,15 +147,56 @@ def add_distribution(parser: Parser, temperature: float) -> None:
         default=1.0,
         help="choose among the fewest tokens whose probabilities reach p (default: 1, all)",
     )
+    numbers = (
+        ("--min-p", 0.0, "choose among tokens at least p times as likely as the likeliest (default: 0, all)"),
+        ("--typical-p", 1.0, "choose among the least atypical tokens that reach p (default: 1, all)"),
+        ("--repetition-penalty", 1.0, "above 1, what prompt or text has is less likely to come again (default: 1)"),
+        ("--presence-penalty", 0.0, "above 0, what the text has is less likely to come again (default: 0)"),
+        ("--frequency-penalty", 0.0, "the same for each time that the text has it (default: 0)"),
+    )
+    for option, off, help in numbers:
+        parser.add_argument(option, type=float, default=off, help=help)
+    parser.add_argument(
+        "--no-repeat-ngram-size",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="never write the same N tokens in a row twice (default: 0, off)",
+    )
+    parser.add_argument(
+        "--min-tokens", type=at_least(0), default=0, metavar="N", help="don't end the text before so many (default: 0)"
+    )
+    parser.add_argument(
+        "--logit-bias",
+        type=token_bias,
+        action="append",
+        default=[],
+        metavar="ID=BIAS",
+        help="add to the logit of a token: -100 hardly ever lets it come; repeatable",
+    )
 
 
-def make_sampling(args: argparse.Namespace) -> Sampling:
-    """What draws as the options say; numbers out of range end the program as wrong arguments."""
+def drawing(args: argparse.Namespace) -> Settings:
+    """What the options say of what tokens are drawn from; numbers out of range end the program as wrong arguments."""
+    settings: Settings = {
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "typical_p": args.typical_p,
+        "logit_bias": dict(args.logit_bias),
+        "repetition_penalty": args.repetition_penalty,
+        "presence_penalty": args.presence_penalty,
+        "frequency_penalty": args.frequency_penalty,
+        "no_repeat_ngram_size": args.no_repeat_ngram_size,
+        "min_tokens": args.min_tokens,
+    }
     parser: Parser = args.parser
     try:
-        return Sampling(args.temperature, args.top_k, args.top_p)
+        parse_settings(settings)
     except ValueError as error:
         parser.error(str(error))
+    return settings
 
 
 # ---- Input and output

@@ -20,7 +20,7 @@ from npgpt2.cli.common import (
     add_model_to_run,
     add_prompt,
     at_least,
-    make_sampling,
+    drawing,
     open_model,
     open_output,
     read_prompt,
@@ -107,7 +107,7 @@ def add_sampling(
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    make_sampling(args)
+    drawing(args)
     if args.output is not None and not args.nsamples:
         args.parser.error("--nsamples 0 goes on until interrupted, so that --output would never be complete")
     if "" in args.stop:
@@ -121,7 +121,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def run_unconditional(args: argparse.Namespace) -> None:
-    make_sampling(args)
+    drawing(args)
     model = open_model(args)
     args.length = args.length or model.hparams.n_ctx
     with open_output(None) as write:
@@ -129,7 +129,7 @@ def run_unconditional(args: argparse.Namespace) -> None:
 
 
 def run_interactive(args: argparse.Namespace) -> None:
-    make_sampling(args)
+    drawing(args)
     if args.nsamples < 1 or args.nsamples % args.batch_size:
         args.parser.error(f"nsamples {args.nsamples} is not a multiple of batch_size {args.batch_size}, or not above 0")
     model = open_model(args)
@@ -166,9 +166,7 @@ def write_samples(
     """
     settings: Settings = {
         "length": args.length,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
+        **drawing(args),
         "seed": args.seed,
         "stop": args.stop,
         "ignore_eot": args.ignore_eot,

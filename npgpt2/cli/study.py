@@ -20,13 +20,15 @@ from npgpt2.cli.common import (
     add_model_to_run,
     add_prompt,
     at_least,
-    make_sampling,
+    drawing,
     open_model,
     read_prompt,
     warn_of_special,
 )
+from npgpt2.engine import end_tokens, parse_settings
 from npgpt2.files import read_text_pieces, replacing
 from npgpt2.models import find_model
+from npgpt2.samplers import Written
 from npgpt2.study.score import Score
 
 
@@ -67,7 +69,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         run_inspect,
         "show what happens inside the model, as a page for the browser",
         "One HTML file, which needs no network: the text as tokens and how each surprised the model, what comes next"
-        " under any temperature, top-k and top-p, every head's attention, the logit lens, and all arrays' shapes.",
+        " under any temperature and cut, every head's attention, the logit lens, and all arrays' shapes.",
     )
     add_prompt(parser, "the text; if empty, what begins a text")
     parser.add_argument(
@@ -135,12 +137,13 @@ def print_row(width: int, *cells: str) -> None:
 
 
 def run_next(args: argparse.Namespace) -> None:
-    sampling = make_sampling(args)
+    sampling = parse_settings(drawing(args))[0]
     prompt = read_prompt(args)
     model = open_model(args)
     warn_of_special(model, prompt, args)
     logits = model.next_logits(prompt, args.allow_special)
-    for token, probability in sampling.likeliest(logits, args.top, model.drawable):
+    written = Written(model.prompt_tokens(prompt, args.allow_special), logits.size, end_tokens(model))
+    for token, probability in sampling.likeliest(logits, args.top, model.drawable, written):
         text = json.dumps(model.tokenizer.decode([token]), ensure_ascii=False)
         print(f"{probability:>7.2%} {token:>6}  {text:<20} {'█' * round(40 * probability)}".rstrip())
 
