@@ -268,24 +268,33 @@ SETTINGS = [
     (1.5, 0, 0.5),
     (3, 100, 0.95),
     (1.2, 0, 0.97),
+    (1, 0, 1, 0.005),
+    (2, 0, 1, 0.1),
+    (1, 0, 0.9, 0.02),
+    (1, 0, 1, 0, 0.2),
+    (1, 0, 1, 0, 0.9),
+    (2.5, 0, 1, 0, 0.5),
+    (0.5, 0, 1, 0, 0.01),
+    (1.3, 60, 0.95, 0.01, 0.8),
 ]
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
-def test_the_bars_and_the_entropy_are_those_of_the_sampler(
-    shown, storyteller, trace, tokens, temperature, top_k, top_p
-):
-    for name, value in (("temperature", temperature), ("top-k", top_k), ("top-p", top_p)):
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_bars_and_the_entropy_are_those_of_the_sampler(shown, storyteller, trace, tokens, settings):
+    names = ("temperature", "top-k", "top-p", "min-p", "typical-p")
+    for name, value in zip(names, settings, strict=False):
         set_slider(shown, name, value)
     for position in (4, len(tokens) - 1):
         choose(shown, position)
-        ids, probabilities = Sampling(temperature, top_k, top_p).candidates(trace.logits[position])
-        order = np.argsort(-probabilities, kind="stable")[:40]
+        ids, probabilities = Sampling(*settings).candidates(trace.logits[position])
+        # Of the 40 tokens that have a bar, the likeliest before any cut, those that are left.
+        shown_ids = np.argsort(-trace.logits[position], kind="stable")[:40]
+        order = np.array([np.flatnonzero(ids == token)[0] for token in shown_ids if token in ids], np.intp)
         found = bars(shown)
         assert [name for name, _ in found] == [label(storyteller, token) for token in ids[order]]
         for (_, value), p in zip(found, probabilities[order], strict=True):
             assert_percent(value, p, slack=2e-4 * p)
-        assert abs(entropy(shown) + (probabilities * np.log2(probabilities)).sum()) < 0.003
+        assert abs(entropy(shown) + (probabilities * np.log2(probabilities)).sum()) < 0.004
         count = int(re.search(r"([\d,]+) of 4,096 can come", find(shown, "#summary").text)[1].replace(",", ""))
         assert abs(count - len(ids)) <= (0.01 * len(ids) if len(ids) > 200 else 0)
 
@@ -308,6 +317,23 @@ def test_top_k_5_leaves_five_bars_and_says_what_is_cut_off(shown, trace):
     rest = 1 - np.sort(Sampling(1).candidates(trace.logits[-1])[1])[-5:].sum()
     cut = re.search(r"top-k cuts off 4,091 tokens with ([\d.]+ %)", find(shown, "#summary").text)[1]
     assert_percent(cut, rest, slack=1e-5)
+
+
+def test_each_cut_says_what_it_takes_of_what_the_one_before_left(shown, trace):
+    for name, value in (("top-k", 50), ("top-p", 0.9), ("min-p", 0.05), ("typical-p", 0.5)):
+        set_slider(shown, name, value)
+    summary = find(shown, "#summary").text
+    sizes = [50]
+    for settings in ((1, 50, 0.9), (1, 50, 0.9, 0.05), (1, 50, 0.9, 0.05, 0.5)):
+        sizes.append(Sampling(*settings).candidates(trace.logits[-1])[0].size)
+    cut = dict(re.findall(r"([\w-]+) cuts off ([\d,]+) token", summary))
+    assert cut == {
+        name: f"{before - after:,}"
+        for name, before, after in zip(("top-k", "top-p", "min-p", "typical-p"), [4096, *sizes], sizes, strict=False)
+    }
+    assert [find(shown, f"#{name}-value").text for name in cut] == ["50", "0.90", "0.050", "0.50"]
+    find(shown, "#reset").click()
+    assert [find(shown, f"#{name}-value").text for name in cut] == ["off"] * 4
 
 
 def test_the_sliders_can_be_dragged(shown):
