@@ -189,12 +189,15 @@ def keep_typical(candidates: Candidates, p: float) -> Candidates:
 
     Those as near as the last stay too, as in transformers. Meister et al. 2022, "Locally Typical Sampling".
     """
-    probabilities = probabilities_of(candidates)
-    surprise = np.log(np.exp(candidates.logits).sum()) - candidates.logits
-    possible = probabilities > 0
-    entropy = probabilities[possible] @ surprise[possible]
-    away = np.abs(surprise - entropy)
-    order = np.argsort(away, kind="stable")
+    weights = np.exp(candidates.logits)
+    probabilities = weights / weights.sum()
+    # That of the impossible is finite here, since 0 times infinity is no number.
+    surprise = np.log(weights.sum()) - np.maximum(candidates.logits, -1e300)
+    away = np.abs(surprise - (probabilities * surprise).sum())
+    # As in `keep_top_p`, the likely reach p, so that only those as near as one of them need sorting.
+    likely = probabilities >= (1 - p) / probabilities.size
+    order = np.flatnonzero(away <= away[likely].max())
+    order = order[np.argsort(away[order], kind="stable")]
     last = np.searchsorted(np.cumsum(probabilities[order]), p)
     return candidates.only(np.flatnonzero(away <= away[order[min(int(last), order.size - 1)]]))
 

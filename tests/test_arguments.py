@@ -161,6 +161,12 @@ def test_numbers_that_are_none_are_refused(model, setting, value):
         model.stream("A", **{setting: value})
 
 
+@pytest.mark.parametrize("call", WITH_SETTINGS)
+def test_a_bias_of_a_token_that_there_is_not_is_refused_at_the_call(model, call):
+    with pytest.raises(ValueError, match=r"^logit_bias has token 520, which is not in the vocabulary, from 0 to 519$"):
+        WITH_SETTINGS[call](model, logit_bias={1: 2.0, 520: 1.0})
+
+
 def test_types_that_convert_does_not_know_are_named():
     with pytest.raises(ValueError, match=r"^dtype is 'int4', where one of float32, float16, int8 is expected$"):
         convert("a", dtype="int4")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from npgpt2.checks import check_callable, check_whole
 from npgpt2.engine.engine import Engine, Prompt
 from npgpt2.engine.request import Request, Settings, parse_settings
+from npgpt2.samplers import check_bias
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,7 +71,9 @@ def samples(
     check_callable("progress", progress)
     nsamples, first = int(nsamples), int(first)  # NumPy's own can become floats when they are added
     # So that what is wrong is said here, and not when the first text is asked for.
-    tokens = engine.model.prompt_tokens(prompt, parse_settings(settings)[1].allow_special)
+    sampling, limits = parse_settings(settings)
+    check_bias(sampling.logit_bias, engine.model.hparams.n_vocab)
+    tokens = engine.model.prompt_tokens(prompt, limits.allow_special)
 
     def texts() -> Iterator[str]:
         numbers = iter(range(first, first + nsamples) if nsamples else count(first))
