@@ -145,3 +145,9 @@ def test_every_module_can_be_imported_from_the_wheel(wheel, tmp_path):
     modules = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "npgpt2").rglob("*.py")}
     names = {".".join(path.parts).removesuffix(".__init__") for path in modules}
     assert {"npgpt2", *imported} == names
+
+
+def test_a_repetition_penalty_leads_out_of_the_loop():
+    model, prompt = npgpt2.load(), "The wolf looked at the"
+    assert model.generate(prompt, length=60).count("I have been so long") >= 5
+    assert model.generate(prompt, length=200, repetition_penalty=1.2).count("I have been so long") == 0

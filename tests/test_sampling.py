@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from npgpt2.engine import Limits, Settings
-from npgpt2.samplers import FILTERS, PROCESSORS, Written
+from npgpt2.samplers import FILTERS, PROCESSORS, Candidates, Written
 from npgpt2.sampling import Sampling, SamplingSettings
 
 # NumPy keeps the streams of its bit generators: PCG64 seeded by SeedSequence.
@@ -351,6 +351,15 @@ def test_the_models_logits_stay_as_they_are():
     logits.flags.writeable = False
     Sampling(**settings).candidates(logits, written=written(prompt, text, 20, ends))
     np.testing.assert_array_equal(logits, given)
+
+
+def test_a_processor_leaves_the_candidates_that_it_is_given_as_they_are():
+    _, logits, prompt, text, ends = random_case(0)
+    given = Candidates(np.arange(20), logits.astype(float), written(prompt, text, 20, ends))
+    for name, process in PROCESSORS.items():
+        changed = process(given, 30 if name == "min_tokens" else VALUES[name][0])
+        assert not np.array_equal(changed.logits, given.logits)
+        np.testing.assert_array_equal(given.logits, logits)
 
 
 def test_among_the_tokens_that_can_be_drawn_processors_find_theirs():

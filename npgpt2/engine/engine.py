@@ -131,7 +131,7 @@ class Engine:
         """
         sampling, limits = parse_settings(settings)
         request = Request(self.model.prompt_tokens(prompt, limits.allow_special), sampling, limits)
-        n_vocab, n_ctx = self.model.hparams[:2]
+        n_vocab, n_ctx = self.model.hparams.n_vocab, self.model.hparams.n_ctx
         check_bias(sampling.logit_bias, n_vocab)
         if limits.prompt_logprobs is not None and len(request.prompt) > n_ctx:
             raise ValueError(f"prompt_logprobs of {len(request.prompt)} tokens, more than the model's n_ctx of {n_ctx}")
