@@ -9,20 +9,20 @@ This model comes with npgpt2. `npgpt2 download 124M` fetches OpenAI's, `npgpt2 c
 read how GPT-2 works, begin with `model.py` and `formulas.py`.
 """
 
+__version__ = "0.1.0"
+
 TYPE_CHECKING = False  # type checkers take it for true; typing's own would have to be imported
 if TYPE_CHECKING:
     from npgpt2.engine import Engine
     from npgpt2.gpt2 import GPT2, load
     from npgpt2.kernels import Tokenizer
     from npgpt2.model import HParams
-    from npgpt2.version import __version__
 else:
     _HOMES = {
         "Engine": "npgpt2.engine",
         "GPT2": "npgpt2.gpt2",
         "HParams": "npgpt2.model",
         "Tokenizer": "npgpt2.kernels",
-        "__version__": "npgpt2.version",
         "load": "npgpt2.gpt2",
     }
 

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from npgpt2 import __version__
 from npgpt2.cli import generate, models, study, text
 from npgpt2.cli.common import Parser
-from npgpt2.version import __version__
 
 
 def build_parser() -> Parser:
