@@ -119,6 +119,18 @@ def _create_locked(path: Path) -> BinaryIO | None:
     return file
 
 
+def lock(file: BinaryIO) -> bool:
+    """Lock a file for as long as it is open; False where another program has. Where there are no locks, True."""
+    if HAS_LOCKS:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a disk without locks
+            pass
+    return True
+
+
 def _is_full_disk(error: OSError) -> bool:
     return error.errno in (ENOSPC, EFBIG, EDQUOT)
 

@@ -9,6 +9,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from commands import Stdin
@@ -75,7 +76,7 @@ def sessions(readme):
 
 
 @pytest.fixture
-def newcomer(fixtures, tmp_path, monkeypatch):
+def newcomer(fixtures, readme, tmp_path, monkeypatch):
     """A folder like a fresh clone's, with the files that the README speaks of; downloads bring the small model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NPGPT2_MODELS", str(tmp_path / "models"))
@@ -85,6 +86,10 @@ def newcomer(fixtures, tmp_path, monkeypatch):
     (tmp_path / "stories").mkdir()
     (tmp_path / "stories" / "one.txt").write_text("A language model plays one small game.\n")
     shutil.copy(tmp_path / "stories" / "one.txt", tmp_path / "prompt.txt")
+    (tmp_path / "prompts.txt").write_text("The wolf looked at the\nThe old woman\n")
+    (requests,) = re.findall(r"^\$ cat requests.jsonl\n((?:\{.*\n)+)", readme, re.MULTILINE)
+    (tmp_path / "requests.jsonl").write_text(requests)
+    os.utime(tmp_path / "requests.jsonl", (1790000000, 1790000000))
 
     def fetch_checkpoint(name, folder, base_url):
         shutil.copytree(fixtures / "tiny", folder)
@@ -95,7 +100,7 @@ def newcomer(fixtures, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("document", "least"), [("README.md", 25), ("npgpt2/models/README.md", 9)])
 def test_every_command_works_and_prints_what_is_shown(document, least, root, newcomer, capsys, monkeypatch):
     text = (root / document).read_text("utf-8")
-    commands = [(command, output) for command, output in sessions(text) if re.search(r"\bnpgpt2 ", command)]
+    commands = [(command, output) for command, output in sessions(text) if re.search(r"\bnpgpt2 |^cat ", command)]
     assert len(commands) >= least
     for command, shown in commands:
         printed = None
@@ -103,6 +108,9 @@ def test_every_command_works_and_prints_what_is_shown(document, least, root, new
             program, *words = shlex.split(part)
             if program == "echo":
                 printed = words[0] + "\n"
+                continue
+            if program == "cat":
+                printed = Path(words[0]).read_text("utf-8")
                 continue
             data = (printed or "").encode()
             monkeypatch.setattr(sys, "stdin", Stdin(data, terminal=printed is None))

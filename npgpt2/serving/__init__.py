@@ -1,7 +1,31 @@
-"""Many requests: what a request's body may say, and how its answer looks. It knows models by what an engine needs of them,
-and leaves out how tokens are computed and drawn (`engine`), and arguments (`cli`).
+"""Many requests: what a request's body may say and how its answer looks, and the run over a file of them. It knows
+models by what an engine needs of them, and leaves out how tokens are computed and drawn (`engine`), and arguments
+(`cli`).
+
+`Requests` reads a file of requests, `check` looks at all of its lines, `unanswered` says which of them `Answers`, the
+file of answers, doesn't have yet, and `run` has those answered by `on_engine`, or by another `Runner`.
 """
 
+from npgpt2.serving.answers import Answers
+from npgpt2.serving.batch import Plan, Progress, Runner, check, on_engine, run, unanswered
+from npgpt2.serving.lines import Line, Requests
 from npgpt2.serving.protocol import BadRequest, Completion, Origin, answer, error_body, parse_completion
 
-__all__ = ["BadRequest", "Completion", "Origin", "answer", "error_body", "parse_completion"]
+__all__ = [
+    "Answers",
+    "BadRequest",
+    "Completion",
+    "Line",
+    "Origin",
+    "Plan",
+    "Progress",
+    "Requests",
+    "Runner",
+    "answer",
+    "check",
+    "error_body",
+    "on_engine",
+    "parse_completion",
+    "run",
+    "unanswered",
+]

@@ -187,6 +187,10 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
             return None
         return SpecialTokens.parse(self._text(SPECIAL_FILE), self.hparams.n_vocab, f"{self.path}: {SPECIAL_FILE}")
 
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that stand for what the file holds, whatever it is called."""
+        return self._archive.fingerprint()
+
     def vocabulary(self) -> tuple[bytes, bytes] | None:
         """The contents of `encoder.json` and `vocab.bpe`, or None where the file has no vocabulary."""
         if not any(name in self._archive for name in VOCABULARY_FILES):

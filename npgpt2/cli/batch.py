@@ -1,0 +1,118 @@
+"""The command `batch`: a file of requests in, a file of answers out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from npgpt2 import GPT2
+from npgpt2.cli.common import (
+    Commands,
+    Parser,
+    add_command,
+    add_distribution,
+    add_model_to_run,
+    at_least,
+    make_sampling,
+    to_text,
+)
+from npgpt2.models import find_model
+from npgpt2.weights import Weights
+
+# What bodies call the options of --lines, where they have another name.
+FIELDS = {"length": "max_tokens", "nsamples": "n", "ignore_eot": "ignore_eos"}
+
+
+def add_commands(commands: Commands[Parser]) -> None:
+    parser = add_command(
+        commands,
+        "batch",
+        run_batch,
+        "answer a file of requests",
+        "Requests and answers are those of OpenAI's batches, for /v1/completions, one to a line. Run again after"
+        " whatever stopped it, it goes on where it was. Exits with 3 where some answers are errors.",
+    )
+    parser.add_argument("requests", type=Path, metavar="REQUESTS", help="the requests, JSON lines")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="where answers are added, JSON lines"
+    )
+    parser.add_argument(
+        "--slots",
+        type=at_least(1),
+        default=16,
+        metavar="N",
+        help="how many texts to generate at once: only affects speed and memory (default: %(default)s)",
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="answer lines that are wrong with what is wrong")
+    add_model_to_run(parser)
+    parser.add_argument(
+        "--lines", action="store_true", help="each line is a prompt; the settings from here on are those of all"
+    )
+    before = len(parser._actions)
+    parser.add_argument("--length", type=at_least(1), default=40, help="tokens to generate at most (default: 40)")
+    add_distribution(parser, 0.0)
+    parser.add_argument("--seed", type=at_least(0), help="fixes what is drawn (default: each line's number does)")
+    parser.add_argument("--nsamples", type=at_least(1), default=1, help="how many samples of each (default: 1)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--ignore-eot", action="store_true", help="go on when the model ends the text")
+    parser.set_defaults(settings=[action.dest for action in parser._actions[before:]])
+
+
+def read_settings(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What all lines of prompts have in their bodies; None where lines have bodies of their own."""
+    values = {name: getattr(args, name) for name in args.settings}
+    given = {name: value for name, value in values.items() if value != args.parser.get_default(name)}
+    if not args.lines:
+        for name in given:
+            option = f"--{name.replace('_', '-')}"
+            args.parser.error(f"{option} is a setting for --lines; without that, each line has its own")
+        return None
+    make_sampling(args)
+    given = {"length": args.length, "temperature": args.temperature} | given
+    if "stop" in given:
+        given["stop"] = [*map(to_text, args.stop)]
+    return {FIELDS.get(name, name): value for name, value in given.items()}
+
+
+def run_batch(args: argparse.Namespace) -> None:
+    from npgpt2.serving import Answers, Origin, Requests, check, on_engine, run, unanswered
+
+    settings = read_settings(args)
+    path = find_model(args.model, args.models_dir)
+    if args.output.exists() and args.requests.exists() and os.path.samefile(args.output, args.requests):
+        args.parser.error(f"argument -o: {args.output} is the file of requests")
+    weights = Weights(path)
+    model, fingerprint = GPT2(weights, threads=args.threads), weights.fingerprint()
+    names = list(dict.fromkeys((args.model, path.stem)))
+    requests = Requests(args.requests, model, names, fingerprint, settings)
+
+    def report(number: int, problem: ValueError) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(f"{args.requests}:{number}: {problem}", file=sys.stderr)
+
+    status = args.requests.stat()
+    # Of the file's time, so that answers are the same whenever they are made.
+    origin = Origin(path.stem, fingerprint, int(status.st_mtime))
+    with tqdm(total=status.st_size, unit="B", unit_scale=True, desc="check", disable=None, leave=False) as bar:
+        plan = check(requests, report, bar.update)
+    if plan.bad and not args.skip_bad:
+        what = f"{plan.bad:,} of {plan.lines:,} lines can't be answered; --skip-bad answers the others"
+        raise ValueError(f"{args.requests}: {what}")
+    with Answers(args.output) as answers:
+        wanted, errors = unanswered(plan, requests, answers)
+        total = int(plan.tokens[wanted].sum())
+        with tqdm(total=total, unit=" tokens", desc="batch", disable=None, leave=False) as bar:
+
+            def progress(written: int, saved: int) -> None:
+                bar.total = (bar.total or 0) - saved
+                bar.update(written)
+
+            errors += run(plan, wanted, requests, answers, on_engine(model, origin, args.slots), progress)
+    print(f"{args.output}: {plan.lines:,} answers, {errors:,} errors")
+    if errors:
+        args.parser.exit(3)
