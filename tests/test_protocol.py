@@ -121,6 +121,9 @@ def test_what_many_prompts_and_samples_come_to_is_bounded(model):
     assert parse_completion(body, model).most_tokens == 2**18
     refused(model, body | {"prompt": [[5]] * 17}, "max_tokens")
     refused(model, body | {"logprobs": 1}, "max_tokens")
+    assert parse_completion({"prompt": [[5]] * 2048, "max_tokens": 1, "n": 2}, model).sequences == 4096
+    refused(model, {"prompt": [[5]] * 2048, "max_tokens": 1, "n": 3}, "best_of")
+    refused(model, {"prompt": [[5]] * 2049, "max_tokens": 1}, "prompt")
 
 
 def test_numbers_that_clients_send_are_taken(model):

@@ -88,6 +88,7 @@ def run_batch(args: argparse.Namespace) -> None:
         args.parser.error(f"argument -o: {args.output} is the file of requests")
     weights = Weights(path)
     model, fingerprint = GPT2(weights, threads=args.threads), weights.fingerprint()
+    _ = model.tokenizer  # without which no line could be answered
     names = list(dict.fromkeys((args.model, path.stem)))
     requests = Requests(args.requests, model, names, fingerprint, settings)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,17 +20,17 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
 from npgpt2.files import PIECE, lock, naming_full_disk
 from npgpt2.serving.lines import Line
 
 # Seconds between two times that the disk is waited for, which takes it some milliseconds; or bytes, if they come first.
 STEP, STEP_BYTES = 1.0, 2**18
-_BEGINNING = b'{"id": "batch_req_'
-_HEAD = re.compile(
-    _BEGINNING + rb'([0-9a-f]{16})", "custom_id": (?:null|"(?:[^"\\]|\\.)*"), "response": \{"status_code": (\d+),'
+_HEAD = regex.compile(
+    rb'\{"id": "batch_req_([0-9a-f]{16})", "custom_id": (?:null|"(?:[^"\\]|\\.)*"), "response": \{"status_code": (\d+),'
 )
-_FINGERPRINT = re.compile(rb'"system_fingerprint": "fp_([0-9a-f]+)"')
+_FINGERPRINT = regex.compile(rb'"system_fingerprint": "fp_([0-9a-f]+)"')
 
 
 def answer_line(line: Line, status: int, body: dict[str, Any]) -> bytes:
@@ -77,7 +76,7 @@ class Answers:
         with open(self.path, "rb") as file:
             for number, (head, size, whole) in enumerate(_heads(file), 1):
                 if not whole:
-                    if not _BEGINNING.startswith(head.partition(b"\0")[0][: len(_BEGINNING)]):
+                    if not _HEAD.match(head.partition(b"\0")[0], partial=True):
                         raise self._foreign(number)
                     break
                 if not (said := _HEAD.match(head)):
@@ -107,18 +106,17 @@ class Answers:
         due = now or len(self._pending) >= STEP_BYTES or monotonic() - self._synced >= STEP
         if not self._pending or not due:
             return
-        data = memoryview(self._pending)
-        size, self._pending = self._size + len(data), bytearray()
+        data, written, self._pending = self._pending, 0, bytearray()
         try:
             with naming_full_disk(self.path):
-                while data:
-                    data = data[self._file.write(data) :]
+                while written < len(data):
+                    written += self._file.write(memoryview(data)[written:])
                 os.fsync(self._file.fileno())
         except BaseException:
             with suppress(OSError):  # otherwise the next run cuts it
-                self._file.truncate(self._size)
+                self._file.truncate(self._size + data.rfind(b"\n", 0, written) + 1)
             raise
-        self._size, self._synced = size, monotonic()
+        self._size, self._synced = self._size + written, monotonic()
 
     def __enter__(self) -> Answers:
         return self

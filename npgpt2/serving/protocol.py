@@ -35,7 +35,7 @@ REFUSED = {
     "stream": "a batch's answers come whole",
     "stop_token_ids": "stop takes texts",
 }
-SAMPLES_LIMIT = 128
+PROMPTS_LIMIT, SAMPLES_LIMIT, SEQUENCES_LIMIT = 2048, 128, 4096
 LOGPROBS_LIMIT = 100
 STOPS_LIMIT, STOP_LENGTH_LIMIT = 32, 200  # each token's text is compared with them
 BIASES_LIMIT = 1024
@@ -136,6 +136,9 @@ def parse_completion(
     )
     if completion.logprobs is not None or best_of > n:
         completion.settings["logprobs"] = completion.logprobs or 0
+    if completion.sequences > SEQUENCES_LIMIT:
+        what = f"prompts × best_of are {completion.sequences:,} texts, more than {SEQUENCES_LIMIT:,}"
+        raise BadRequest(what, "best_of")
     completion.settings["length"] = max(1, max_tokens)  # where it is 0, the token is left out again
     read = best_of * sum(map(len, completion.prompts)) if completion.echo else 0
     if (tokens := (read + completion.most_tokens) * (2 + logprobs)) > TOKENS_LIMIT:
@@ -150,6 +153,8 @@ def _prompts(body: dict[str, Any], model: Model, max_tokens: int) -> list[list[i
     if not isinstance(said, str | list) or said == []:
         expected = "a text, token ids, or a list of either is expected"
         raise BadRequest(f"prompt is {shortened(said)}, where {expected}", "prompt")
+    if several and len(said) > PROMPTS_LIMIT:
+        raise BadRequest(f"prompt is a list of {len(said):,}, more than {PROMPTS_LIMIT:,}", "prompt")
     prompts = []
     for prompt in said if several else [said]:
         try:
