@@ -18,7 +18,7 @@ from npgpt2.cli.common import (
     add_distribution,
     add_model_to_run,
     at_least,
-    make_sampling,
+    drawing,
     to_text,
 )
 from npgpt2.models import find_model
@@ -72,8 +72,7 @@ def read_settings(args: argparse.Namespace) -> dict[str, Any] | None:
             option = f"--{name.replace('_', '-')}"
             args.parser.error(f"{option} is a setting for --lines; without that, each line has its own")
         return None
-    make_sampling(args)
-    given = {"length": args.length, "temperature": args.temperature} | given
+    given = {"length": args.length, **given, **drawing(args)}
     if "stop" in given:
         given["stop"] = [*map(to_text, args.stop)]
     return {FIELDS.get(name, name): value for name, value in given.items()}
