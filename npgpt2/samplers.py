@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
+from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,23 +23,22 @@ Probabilities = npt.NDArray[np.float64]
 
 
 class Written:
-    """What was written so far, kept up as tokens come, so that no step goes through all of it.
+    """What was written so far, kept up as tokens come, so that no step has to count all of it anew.
 
-    seen: (V,) whether a token is in the prompt or the text · counts: (V,) how often it was generated · generated: how
-    many tokens were · ends: ids of those that end a text. Those that the vocabulary hasn't are left out.
+    seen: the tokens that are in the prompt or the text · counts: how often each was generated, if it was · generated:
+    how many tokens were · ends: ids of those that end a text. Those that the vocabulary hasn't are left out.
 
     >>> written = Written([5, 6], n_vocab=8, ends=[7])
     >>> written.append(5)
-    >>> written.tokens, np.flatnonzero(written.seen), np.flatnonzero(written.counts)
-    (array([5, 6, 5]), array([5, 6]), array([5]))
+    >>> written.tokens, written.seen, written.counts
+    (array([5, 6, 5]), {5, 6}, {5: 1})
     """
 
     def __init__(self, prompt: Sequence[int] = (), n_vocab: int = 0, ends: Iterable[int] = ()) -> None:
         self._room = np.array(prompt, np.int64)
         self._size = len(prompt)
-        self.seen = np.zeros(n_vocab, np.bool_)
-        self.seen[self._room] = True
-        self.counts = np.zeros(n_vocab, np.int64)
+        self.seen = set(prompt)
+        self.counts: dict[int, int] = {}
         self.generated = 0
         self.ends: Ids = np.array([end for end in ends if end < n_vocab], np.int64)
 
@@ -54,8 +54,8 @@ class Written:
         self._room[self._size] = token
         self._size += 1
         self.generated += 1
-        self.seen[token] = True
-        self.counts[token] += 1
+        self.seen.add(token)
+        self.counts[token] = self.counts.get(token, 0) + 1
 
 
 NOTHING = Written()
@@ -95,7 +95,8 @@ def add_bias(candidates: Candidates, bias: Mapping[int, float]) -> Candidates:
 def check_bias(bias: Mapping[int, float] | None, n_vocab: int) -> None:
     """Raise ValueError where a bias is for a token that is not in the vocabulary."""
     if bias and max(bias) >= n_vocab:
-        raise ValueError(f"logit_bias has token {max(bias)}, which is not in the vocabulary, from 0 to {n_vocab - 1}")
+        token = shortened(max(bias))
+        raise ValueError(f"logit_bias has token {token}, which is not in the vocabulary, from 0 to {n_vocab - 1}")
 
 
 def penalize_repetition(candidates: Candidates, penalty: float) -> Candidates:
@@ -103,21 +104,22 @@ def penalize_repetition(candidates: Candidates, penalty: float) -> Candidates:
 
     Keskar et al. 2019, "CTRL", which divides alone, and so would make likelier what is below 0.
     """
-    places = np.flatnonzero(candidates.written.seen)
+    places = np.fromiter(candidates.written.seen, np.int64)
     logits = candidates.logits[places]
     return candidates.change(places, np.where(logits < 0, logits * penalty, logits / penalty))
 
 
 def penalize_presence(candidates: Candidates, penalty: float) -> Candidates:
     """z - penalty, for tokens that were generated. OpenAI's API."""
-    places = np.flatnonzero(candidates.written.counts)
+    places = np.fromiter(candidates.written.counts, np.int64)
     return candidates.change(places, candidates.logits[places] - penalty)
 
 
 def penalize_frequency(candidates: Candidates, penalty: float) -> Candidates:
     """z - penalty · n, for tokens that were generated n times. OpenAI's API."""
-    places = np.flatnonzero(candidates.written.counts)
-    return candidates.change(places, candidates.logits[places] - penalty * candidates.written.counts[places])
+    counts = candidates.written.counts
+    places, times = np.fromiter(counts, np.int64), np.fromiter(counts.values(), np.int64)
+    return candidates.change(places, candidates.logits[places] - penalty * times)
 
 
 def ban_repeated_ngrams(candidates: Candidates, n: int) -> Candidates:
@@ -126,10 +128,12 @@ def ban_repeated_ngrams(candidates: Candidates, n: int) -> Candidates:
     The places where that is so are narrowed down from the last token on, of which few are left soon.
     """
     tokens = candidates.written.tokens
-    places = np.arange(n - 1, tokens.size)
-    for back in range(1, n):
+    if n > tokens.size:
+        return candidates
+    places = n - 1 + np.flatnonzero(tokens[n - 2 : -1] == tokens[-1]) if n > 1 else np.arange(tokens.size)
+    for back in range(2, n):
         if not places.size:
-            return candidates
+            break
         places = places[tokens[places - back] == tokens[-back]]
     return candidates.change(tokens[places], -inf)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
@@ -93,6 +93,10 @@ class Sampling:
     seed: int | None = None
     sample: int = 0
 
+    # The steps that are not off, listed once, since every token takes them. ClassVar keeps them from being settings.
+    _processors: ClassVar[list[tuple[Step, Any]]]
+    _filters: ClassVar[list[tuple[Step, Any]]]
+
     def __post_init__(self) -> None:
         for name, more in WHOLE.items():
             check_whole(name, getattr(self, name), 0, more)
@@ -107,6 +111,8 @@ class Sampling:
             object.__setattr__(self, name, float(value))
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", parse_bias(self.logit_bias) or None)
+        object.__setattr__(self, "_processors", self.steps(PROCESSORS))
+        object.__setattr__(self, "_filters", self.steps(FILTERS))
 
     def steps(self, row: Mapping[str, Step]) -> list[tuple[Step, Any]]:
         """Those of `PROCESSORS` or `FILTERS` that are not off, each with its setting.
@@ -131,19 +137,18 @@ class Sampling:
         ([0, 2], [0.5, 0.5])
         """
         check_finite(logits)
-        processors = self.steps(PROCESSORS)
-        if processors:
-            logits = logits.astype(np.float64)
-        kept = Candidates(np.arange(logits.size), logits, written or NOTHING)
-        for process, value in processors:
-            kept = process(kept, value)
-        if among is not None:
-            kept = kept.only(among)
-        if processors:
-            kept = drop_banned(kept)
+        if self._processors:
+            kept = Candidates(np.arange(logits.size), logits.astype(np.float64), written or NOTHING)
+            for process, value in self._processors:
+                kept = process(kept, value)
+            kept = drop_banned(kept if among is None else kept.only(among))
+        elif among is None:
+            kept = Candidates(np.arange(logits.size), logits)
+        else:
+            kept = Candidates(among, logits[among])
         if self.temperature == 0:
             return kept.tokens[[np.argmax(kept.logits)]], np.ones(1)
-        for narrow, value in self.steps(FILTERS):
+        for narrow, value in self._filters:
             kept = narrow(kept, value)
         return kept.tokens, probabilities_of(kept)
 

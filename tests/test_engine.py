@@ -2,6 +2,7 @@
 
 import threading
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -445,6 +446,32 @@ def test_after_min_tokens_the_text_can_end(model):
     later = model.stream(prompt, length=40, logit_bias={519: 50}, min_tokens=5)
     list(later)
     assert (len(later.request.tokens), later.request.finish_reason) == (6, "end")
+
+
+def test_all_of_several_tokens_that_end_a_text_are_banned(small):
+    several = GPT2(small.weights, HPARAMS)
+    ends = alone(small, [1], length=30).tokens[-2:]
+    several.special = replace(several.special, end=(*ends, 10**6))
+    banned = alone(several, [1], length=30, min_tokens=12)
+    logits = alone(small, [1], length=30, logit_bias=dict.fromkeys(ends, -100)).tokens
+    assert banned.tokens[:12] == logits[:12]
+    assert not {*ends} & {*banned.tokens[:12]}
+
+
+def test_a_stop_string_ends_a_text_before_min_tokens(model):
+    stopped = model.stream("A language model", length=20, stop=" small", min_tokens=10)
+    assert "".join(stopped) == " plays one"
+    assert (len(stopped.request.tokens), stopped.request.finish_reason) == (3, "stop")
+
+
+def test_penalties_see_all_of_a_prompt_longer_than_the_window(small):
+    """A token that stands nowhere but where the window doesn't reach is banned."""
+    first = alone(small, [3] * 30, length=1).tokens[0]
+    again = alone(small, [first] + [3] * 60, length=1)
+    assert again.tokens == alone(small, [3] * 61, length=1).tokens == [first]
+    banned = alone(small, [first] + [3] * 60, length=1, no_repeat_ngram_size=1)
+    assert banned.finish_reason == "length"
+    assert banned.tokens[0] not in (first, 3)
 
 
 def test_a_model_without_tokens_that_end_a_text_has_nothing_to_ban(small):

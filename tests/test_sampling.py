@@ -1,7 +1,9 @@
 """What changes logits, what narrows the choice, and the draw, against their definitions."""
 
 import pickle
+from collections import Counter
 from dataclasses import fields
+from itertools import product
 from math import exp, inf, log
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from npgpt2.engine import Limits, Settings
 from npgpt2.samplers import FILTERS, PROCESSORS, Candidates, Written
-from npgpt2.sampling import Sampling, SamplingSettings
+from npgpt2.sampling import RANGES, WHOLE, Sampling, SamplingSettings
 
 # NumPy keeps the streams of its bit generators: PCG64 seeded by SeedSequence.
 RECORDED = [0.0015791460415535141, 0.9429375528828794]
@@ -344,6 +346,59 @@ def test_what_is_off_is_left_out():
     assert Sampling(**off) == Sampling() == Sampling(logit_bias=None)
 
 
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "top_k": 40, "seed": 1}])
+def test_what_is_off_costs_neither_memory_nor_a_look_at_the_settings(settings, monkeypatch, allocated_peak):
+    n_vocab = 50_000
+    logits, among = np.random.default_rng(0).normal(size=n_vocab).astype("f"), np.arange(n_vocab - 10)
+    sampling = Sampling(**settings)
+    rng = sampling.generator()
+    monkeypatch.setattr(Sampling, "steps", None)  # which was asked once
+    # Whether the logits are finite is a byte for each, those that can be drawn are copied, 4 bytes, and once by top-k.
+    assert allocated_peak(lambda: sampling.choose(logits, rng, among)) < 10.5 * n_vocab
+    monkeypatch.setattr("npgpt2.sampling.PROCESSORS", None)
+    monkeypatch.setattr("npgpt2.samplers.Written.tokens", None)
+    sampling.choose(logits, rng, among)
+
+
+def test_what_was_written_takes_memory_for_the_text_alone(allocated_peak):
+    prompt = list(range(100))
+    assert allocated_peak(lambda: written(prompt, [1, 2], 10**9, [7])) < 50_000
+
+
+def test_each_setting_has_its_range():
+    others = {"logit_bias", "seed"}
+    assert set(RANGES) | set(WHOLE) | others == {field.name for field in fields(Sampling)}
+
+
+EXTREME = {
+    "temperature": [0, 5e-324, 1.0, 1e300],
+    "top_k": [0, 2],
+    "top_p": [1e-300, 0.5, 1 - 2**-53, 1.0],
+    "min_p": [0, 1],
+    "typical_p": [1e-300, 0.5, 1 - 2**-53, 1.0],
+    "logit_bias": [{}, dict.fromkeys(range(5), 100), dict.fromkeys(range(5), -100)],
+    "repetition_penalty": [0.01, 1, 100],
+    "no_repeat_ngram_size": [0, 1, 10**30],
+    "min_tokens": [0, 10**30],
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("logits", [[3e38, -3e38, 0, 1, -1], [-3e38] * 5, [3e38] * 5, [0] * 5, [1e-45, 0, 1e-38, 2, 1]])
+def test_something_is_left_and_adds_up_to_1_at_the_ends_of_all_ranges(logits):
+    before = written([0, 1, 2], [1, 2], 5, ends=[4])
+    for values in product(*EXTREME.values()):
+        settings = dict(zip(EXTREME, values, strict=True))
+        tokens, drawn = Sampling(**settings, presence_penalty=2.0).candidates(np.float32(logits), written=before)
+        assert tokens.size, settings
+        assert drawn.sum() == pytest.approx(1), settings
+
+
+def test_a_bias_for_a_row_that_no_token_has_brings_it_no_nearer():
+    drawn = Sampling(1, logit_bias={1: 100}).candidates(np.zeros(3, "f"), np.array([0, 2]))
+    assert (drawn[0].tolist(), drawn[1].tolist()) == ([0, 2], [0.5, 0.5])
+
+
 def test_the_models_logits_stay_as_they_are():
     settings, logits, prompt, text, ends = random_case(0)
     settings = {name: values[0] for name, values in VALUES.items()}
@@ -383,8 +438,7 @@ def test_what_was_written_is_kept_up_as_tokens_come():
     tokens = np.random.default_rng(0).integers(50, size=1000).tolist()
     before = written(tokens[:10], tokens[10:], 60, ends=[59, 60, 10**9])
     assert (before.tokens.tolist(), before.generated, before.ends.tolist()) == (tokens, 990, [59])
-    np.testing.assert_array_equal(before.counts, np.bincount(tokens[10:], minlength=60))
-    np.testing.assert_array_equal(before.seen, np.bincount(tokens, minlength=60) > 0)
+    assert (before.counts, before.seen) == (Counter(tokens[10:]), set(tokens))
 
 
 def test_settings_are_comparable_hashable_and_can_be_pickled():

@@ -125,7 +125,7 @@ class Sequence:
     def written(self) -> Written | None:
         """What the processors of its settings look at, if it has any.
 
-        Made when the first token is chosen: it takes a few bytes for each token of the vocabulary, and others wait.
+        Made when the first token is chosen: it takes a few times the memory of the prompt, and others wait.
         """
         if self._processed and self._written is None:
             self._written = Written(self.request.prompt, self._n_vocab, self._bannable)
