@@ -18,6 +18,7 @@ from npgpt2 import Engine
 from npgpt2.cli.commands import build_parser, parse_arguments
 from npgpt2.convert import write_dataset
 from npgpt2.models import BUNDLED_FILE
+from npgpt2.samplers import FILTERS, PROCESSORS
 
 HEADER = f"{'=' * 40} SAMPLE {{}} {'=' * 40}\n"
 
@@ -84,6 +85,7 @@ def test_generate_takes_all_sampling_options(run, model):
         "presence_penalty": -0.5, "frequency_penalty": 0.3, "no_repeat_ngram_size": 4, "min_tokens": 5,
         "logit_bias": {70: 1.5, 65: -100},
     }  # fmt: skip
+    assert settings.keys() == {*PROCESSORS, *FILTERS}
     expected = model.generate("So", length=9, **settings, seed=3, stop=["x", "qq"])
     assert run("generate", "So", "-m", "MODEL", *options) == (0, expected + "\n", "")
 

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from npgpt2 import GPT2, load
 from npgpt2.engine import Settings, parse_settings
 from npgpt2.files import decode_utf8, replacing
 from npgpt2.models import BUNDLED
+from npgpt2.sampling import Sampling
 
 Write = Callable[[str], object]
 
@@ -130,42 +131,31 @@ def warn_of_special(model: GPT2, prompt: str, args: argparse.Namespace) -> bool:
     return bool(found)
 
 
+# The settings of `drawing`, with how their options are read, and what is said of them.
+DRAWING: dict[str, tuple[Callable[[str], float], str]] = {
+    "temperature": (float, "below 1 plays safe, above 1 takes risks; 0 always takes the likeliest token"),
+    "top_k": (at_least(0), "choose among the k likeliest tokens; 0: among all"),
+    "top_p": (float, "choose among the fewest tokens whose probabilities reach p; 1: among all"),
+    "min_p": (float, "choose among tokens at least p times as likely as the likeliest; 0: among all"),
+    "typical_p": (float, "choose among the least atypical tokens whose probabilities reach p; 1: among all"),
+    "repetition_penalty": (float, "above 1, what prompt or text has is less likely to come again"),
+    "presence_penalty": (float, "above 0, what the text has is less likely to come again"),
+    "frequency_penalty": (float, "the same for each time that the text has it"),
+    "no_repeat_ngram_size": (at_least(0), "never write the same N tokens in a row twice; 0: off"),
+    "min_tokens": (at_least(0), "don't let the model end the text before N tokens"),
+}
+
+
 def add_distribution(parser: Parser, temperature: float) -> None:
     """The options that `drawing` reads: what tokens are drawn from."""
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=temperature,
-        help="below 1 plays safe, above 1 takes risks; 0 always takes the likeliest token (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--top-k", type=at_least(0), default=0, help="choose among the k likeliest tokens; 0: among all (default: 0)"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="choose among the fewest tokens whose probabilities reach p (default: 1, all)",
-    )
-    numbers = (
-        ("--min-p", 0.0, "choose among tokens at least p times as likely as the likeliest (default: 0, all)"),
-        ("--typical-p", 1.0, "choose among the least atypical tokens that reach p (default: 1, all)"),
-        ("--repetition-penalty", 1.0, "above 1, what prompt or text has is less likely to come again (default: 1)"),
-        ("--presence-penalty", 0.0, "above 0, what the text has is less likely to come again (default: 0)"),
-        ("--frequency-penalty", 0.0, "the same for each time that the text has it (default: 0)"),
-    )
-    for option, off, help in numbers:
-        parser.add_argument(option, type=float, default=off, help=help)
-    parser.add_argument(
-        "--no-repeat-ngram-size",
-        type=at_least(0),
-        default=0,
-        metavar="N",
-        help="never write the same N tokens in a row twice (default: 0, off)",
-    )
-    parser.add_argument(
-        "--min-tokens", type=at_least(0), default=0, metavar="N", help="don't end the text before so many (default: 0)"
-    )
+    for name, (kind, help) in DRAWING.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=getattr(Sampling(temperature), name),
+            metavar="X" if kind is float else "N",
+            help=f"{help} (default: %(default)s)",
+        )
     parser.add_argument(
         "--logit-bias",
         type=token_bias,
@@ -178,19 +168,8 @@ def add_distribution(parser: Parser, temperature: float) -> None:
 
 def drawing(args: argparse.Namespace) -> Settings:
     """What the options say of what tokens are drawn from; numbers out of range end the program as wrong arguments."""
-    settings: Settings = {
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "min_p": args.min_p,
-        "typical_p": args.typical_p,
-        "logit_bias": dict(args.logit_bias),
-        "repetition_penalty": args.repetition_penalty,
-        "presence_penalty": args.presence_penalty,
-        "frequency_penalty": args.frequency_penalty,
-        "no_repeat_ngram_size": args.no_repeat_ngram_size,
-        "min_tokens": args.min_tokens,
-    }
+    chosen = {name: getattr(args, name) for name in DRAWING}
+    settings = cast(Settings, chosen | {"logit_bias": dict(args.logit_bias)})
     parser: Parser = args.parser
     try:
         parse_settings(settings)
