@@ -91,6 +91,20 @@ def test_the_likeliest_tokens_and_their_logits_are_those_of_the_model(data, trac
     assert arrays["group_sizes"].sum() == V - min(EXACT, V)
 
 
+def test_tokens_of_the_text_have_their_logits_and_their_places_at_all_positions_behind_them(data, trace):
+    arrays, text = data["arrays"], trace.tokens.tolist()
+    order = np.argsort(-trace.logits, axis=1, kind="stable").tolist()
+    ends = np.cumsum([*[1] * arrays["logits"].shape[1], *arrays["group_sizes"]])  # of each entry, in ranks
+    for t in range(len(text)):
+        for s, token in enumerate(text):
+            if s > t or s != text.index(token):
+                assert (arrays["text_logits"][t, s], arrays["text_entries"][t, s]) == (0, 0)
+            else:
+                assert arrays["text_logits"][t, s] == trace.logits[t, token]
+                assert arrays["text_entries"][t, s] == (ends <= order[t].index(token)).sum()
+    assert len(set(text)) < len(text)
+
+
 def test_attention_is_that_of_the_trace_up_to_what_the_page_says(data, trace):
     rounded = (data["arrays"]["attention"] / data["steps_of_attention"]) ** 2
     said = float(re.search(r"at most ([\d.]+) percentage points", " ".join(data["notes"]))[1]) / 100

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from npgpt2 import formulas, model
 from npgpt2.files import decode_utf8, read_packaged
 from npgpt2.formulas import Array
+from npgpt2.samplers import Ids
 from npgpt2.study.score import surprisal
 from npgpt2.study.trace import Trace
 from npgpt2.tokenizer import Tokenizer
@@ -146,12 +147,15 @@ def _distributions(trace: Trace) -> tuple[dict[str, npt.NDArray[Any]], float]:
     bits, ranks = np.zeros(T, np.float32), np.zeros(T, np.uint32)
     likeliest, logits = np.zeros((T, min(SHOWN, V)), np.uint32), np.zeros((T, exact), np.float32)
     groups, error = np.zeros((T, len(sizes)), np.float32), 0.0
+    text_logits, text_entries = np.zeros((T, T), np.float32), np.zeros((T, T), np.uint16)
     for block, said in _blocks(trace.logits):
         bits[block] = surprisal(said, targets[block])
         chosen = np.take_along_axis(said, targets[block, None], axis=1)
         ranks[block] = 1 + (said > chosen).sum(1)
         order = np.argsort(-said, axis=1, kind="stable")
         likeliest[block] = order[:, :SHOWN]
+        text_logits[block] = said[:, trace.tokens]
+        text_entries[block] = _entries(order, trace.tokens, bounds)
         falling = np.take_along_axis(said, order, axis=1).astype(np.float64)
         logits[block] = falling[:, :exact]
         if len(sizes):
@@ -161,6 +165,9 @@ def _distributions(trace: Trace) -> tuple[dict[str, npt.NDArray[Any]], float]:
         for temperature in COMPARED:
             off = _entropy(coarse, all_sizes, temperature) - _entropy(falling, np.ones(V), temperature)
             error = max(error, float(np.abs(off).max()))
+    # Of the tokens of the text so far, each once, which is what penalties and bans need.
+    before = np.tri(T, dtype=np.bool_)
+    before[:, np.setdiff1d(np.arange(T), np.unique(trace.tokens, return_index=True)[1])] = False
     return {
         "tokens": trace.tokens.astype(np.uint32),
         "bits": np.roll(bits, 1),  # from the token before to the token itself
@@ -169,7 +176,21 @@ def _distributions(trace: Trace) -> tuple[dict[str, npt.NDArray[Any]], float]:
         "logits": logits,
         "groups": groups,
         "group_sizes": sizes.astype(np.uint32),
+        "text_logits": np.where(before, text_logits, 0),
+        "text_entries": np.where(before, text_entries, 0),
     }, error
+
+
+def _entries(order: Ids, tokens: Ids, bounds: Ids) -> Ids:
+    """Where the page has the logits of tokens: of the likeliest, by rank; then by the group that they are in.
+
+    order: (M, V), the vocabulary from the likeliest on · tokens: (T,) · bounds: the ranks at which groups begin, and
+    the one after the last → (M, T)
+    """
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
+    ranks = ranks[:, tokens]
+    return np.where(ranks < bounds[0], ranks, bounds[0] + np.searchsorted(bounds, ranks, side="right") - 1)
 
 
 def _entropy(falling: npt.NDArray[np.float64], sizes: npt.NDArray[Any], temperature: float) -> npt.NDArray[np.float64]:
@@ -218,9 +239,10 @@ def _notes(arrays: dict[str, npt.NDArray[Any]], V: int, levels: int, H: int, err
     if groups := len(arrays["group_sizes"]):
         exact = arrays["logits"].shape[1]
         notes.append(
-            f"The {exact} likeliest tokens after each position have their own logits; the other {V - exact:,} are taken"
-            f" for {groups} groups of tokens of equal logits. At temperatures from {COMPARED[0]} to {COMPARED[-1]},"
-            f" that changes this text's entropies by at most {max(error, 1e-4):.4f} bits."
+            f"The {exact} likeliest tokens after each position have their own logits, and so have those that a penalty"
+            f" or a ban concerns; the other {V - exact:,} are taken for {groups} groups of tokens of equal logits. At"
+            f" temperatures from {COMPARED[0]} to {COMPARED[-1]}, that changes this text's entropies by at most"
+            f" {max(error, 1e-4):.4f} bits."
         )
     return notes
 

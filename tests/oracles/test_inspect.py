@@ -15,6 +15,7 @@ import pytest
 
 from npgpt2 import load
 from npgpt2.cli import main
+from npgpt2.samplers import Written
 from npgpt2.sampling import Sampling
 from npgpt2.study.report import make_report
 
@@ -276,17 +277,27 @@ SETTINGS = [
     (2.5, 0, 1, 0, 0.5),
     (0.5, 0, 1, 0, 0.01),
     (1.3, 60, 0.95, 0.01, 0.8),
+    (1, 0, 1, 0, 1, 1.2),
+    (0, 0, 1, 0, 1, 1.3),
+    (2.5, 0, 1, 0, 1, 2),
+    (1, 0, 1, 0, 1, 1, 1),
+    (1, 0, 1, 0, 1, 1, 2),
+    (1.4, 60, 0.95, 0, 1, 1.5, 1),
+    (1, 100, 1, 0, 0.9, 2, 3),
+    (0.7, 0, 0.9, 0.01, 1, 1.1, 2),
 ]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_bars_and_the_entropy_are_those_of_the_sampler(shown, storyteller, trace, tokens, settings):
-    names = ("temperature", "top-k", "top-p", "min-p", "typical-p")
-    for name, value in zip(names, settings, strict=False):
-        set_slider(shown, name, value)
+    names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
+    settings = dict(zip(names, settings, strict=False))
+    for name, value in settings.items():
+        set_slider(shown, name.replace("_", "-"), value)
     for position in (4, len(tokens) - 1):
         choose(shown, position)
-        ids, probabilities = Sampling(*settings).candidates(trace.logits[position])
+        written = Written(tokens[: position + 1], trace.logits.shape[1])
+        ids, probabilities = Sampling(**settings).candidates(trace.logits[position], written=written)
         # Of the 40 tokens that have a bar, the likeliest before any cut, those that are left.
         shown_ids = np.argsort(-trace.logits[position], kind="stable")[:40]
         order = np.array([np.flatnonzero(ids == token)[0] for token in shown_ids if token in ids], np.intp)
@@ -297,6 +308,60 @@ def test_the_bars_and_the_entropy_are_those_of_the_sampler(shown, storyteller, t
         assert abs(entropy(shown) + (probabilities * np.log2(probabilities)).sum()) < 0.004
         count = int(re.search(r"([\d,]+) of 4,096 can come", find(shown, "#summary").text)[1].replace(",", ""))
         assert abs(count - len(ids)) <= (0.01 * len(ids) if len(ids) > 200 else 0)
+
+
+OFTEN = ("repetition-penalty", "no-repeat-ngram-size")
+VALUES = {
+    "repetition_penalty": [1.05, 1.2, 2],
+    "no_repeat_ngram_size": [1, 2, 3, 5, 10],
+    "temperature": [0, 0.3, 0.9, 1.4, 3],
+    "top_k": [1, 7, 40, 100],
+    "top_p": [0.2, 0.63, 0.95],
+    "min_p": [0.01, 0.1],
+    "typical_p": [0.15, 0.6, 0.95],
+}
+
+
+def test_random_settings_all_over_a_text_in_circles_give_the_figures_of_the_library(browser, storyteller, tmp_path):
+    """By the function that draws the bars, where tokens are banned that stand far down too."""
+    prompt = 'The wolf said, "I have been so long, and I have been so long, and I have been so long here, and I'
+    assert main(["inspect", prompt, "-o", str(tmp_path / "x.html")]) == 0
+    show(browser, tmp_path / "x.html")
+    off = browser.execute_script("return OFF")
+    tokens = storyteller.tokenizer.encode(prompt)
+    logits = storyteller.trace(tokens).logits
+    rng = np.random.default_rng(0)
+    lifted = 0
+    for _ in range(300):
+        settings = {name: values[rng.integers(len(values))] for name, values in VALUES.items() if rng.random() < 0.4}
+        position = int(rng.integers(len(tokens)))
+        pages = off | {name.replace("_", "-"): value for name, value in settings.items()}
+        script = "const { p, entropy, tokens } = distribution(...arguments); return [p, entropy, tokens];"
+        shown, entropy, count = browser.execute_script(script, position, pages)
+        written = Written(tokens[: position + 1], logits.shape[1])
+        sampling = Sampling(**{"temperature": 1.0} | settings)
+        ids, probabilities = sampling.candidates(logits[position], written=written)
+        everything = np.zeros(logits.shape[1])
+        everything[ids] = probabilities
+        likeliest = np.argsort(-logits[position], kind="stable")
+        np.testing.assert_allclose(shown, everything[likeliest[:40]], rtol=2e-3, atol=1e-12, err_msg=str(settings))
+        assert abs(entropy + (probabilities * np.log2(probabilities + 1e-300)).sum()) < 0.01
+        assert abs(count - len(ids)) <= (0.01 * len(ids) if len(ids) > 200 else 0)
+        lifted += everything[likeliest[40:]].sum() > 0.5
+    assert lifted > 10  # since what the text has is less likely or banned
+
+
+def test_a_penalty_and_a_ban_say_what_they_concern(browser, tmp_path):
+    assert main(["inspect", "a b a b a", "-o", str(tmp_path / "x.html")]) == 0
+    show(browser, tmp_path / "x.html")
+    set_slider(browser, "repetition-penalty", 1.2)
+    set_slider(browser, "no-repeat-ngram-size", 2)
+    different = len({*browser.execute_script("return [...arrays.tokens.values]")})
+    said = find(browser, "#summary").text
+    assert f"repetition-penalty lowers {different} tokens · no-repeat-ngram-size bans 1 token" in said
+    assert [find(browser, f"#{name}-value").text for name in OFTEN] == ["1.20", "2"]
+    find(browser, "#reset").click()
+    assert [find(browser, f"#{name}-value").text for name in OFTEN] == ["off"] * 2
 
 
 def test_temperature_0_leaves_one_bar_of_100_percent_and_3_raises_the_entropy(shown):
