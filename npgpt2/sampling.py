@@ -67,7 +67,8 @@ class Sampling:
     divides the logits of tokens that are in the prompt or the text, or multiplies them where they are below 0 ·
     presence_penalty: subtracted from those of tokens that are in the text · frequency_penalty: subtracted as often as
     they are in it · no_repeat_ngram_size: no n tokens come that prompt and text already have in this order; 0 bans none
-    · min_tokens: so many come before one that ends the text; with as many as `length`, none does.
+    · min_tokens: so many come before one that ends the text; with as many as `length`, none does. What has left the
+    model's window counts too.
 
     What then narrows the choice, in this order. temperature: divides the logits: below 1 the likely gets likelier, and
     0 takes the likeliest token (greedy; OpenAI's code divides by zero there) · top_k: keep the k likeliest tokens, and

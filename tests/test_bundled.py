@@ -151,3 +151,6 @@ def test_a_repetition_penalty_leads_out_of_the_loop():
     model, prompt = npgpt2.load(), "The wolf looked at the"
     assert model.generate(prompt, length=60).count("I have been so long") >= 5
     assert model.generate(prompt, length=200, repetition_penalty=1.2).count("I have been so long") == 0
+    begun = 'The wolf looked at the wolf, and said, "I have been so long, and I have been so long, and'
+    assert model.generate(begun, length=30).startswith(" I have been so long, and I have been so long")
+    assert model.generate(begun, length=200, repetition_penalty=1.2).count("been so long") == 0
