@@ -1,6 +1,7 @@
 """OpenAI's completions: which bodies are taken, which are refused and by which name, and what answers say."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npgpt2
-from npgpt2.engine import Engine, Settings
+from npgpt2.engine import Engine
+from npgpt2.sampling import SamplingSettings
 from npgpt2.serving.logprobs import token_name
 from npgpt2.serving.protocol import BadRequest, Completion, Origin, answer, mean_logprob, parse_completion
 
@@ -76,6 +78,7 @@ def test_a_text_spells_the_special_token(model):
     ("field", "value"),
     [
         ("prompt", []), ("prompt", 5), ("prompt", [True]), ("prompt", [1.5]), ("prompt", [[]]), ("prompt", [[[1]]]),
+        ("prompt", [1, "A"]), ("prompt", [1, [2]]), ("prompt", [[[[1]]]]),
         ("prompt", [520]), ("prompt", [-1]), ("prompt", [10**30]), ("prompt", {"a": 1}), ("prompt", [None]),
         ("prompt", "x " * 500), ("prompt", [1] * 193), ("max_tokens", -1), ("max_tokens", 1.0), ("max_tokens", True),
         ("max_tokens", "16"), ("max_tokens", 192), ("max_tokens", 10**40), ("temperature", -0.1),
@@ -87,7 +90,7 @@ def test_a_text_spells_the_special_token(model):
         ("logit_bias", [1]), ("logit_bias", {"520": 1}), ("logit_bias", {"-1": 1}), ("logit_bias", {"a": 1}),
         ("logit_bias", {"5": 101}), ("logit_bias", {"5": True}), ("logit_bias", {"5": float("nan")}),
         ("logit_bias", {"9" * 5000: 1}), ("logit_bias", {str(i): 0 for i in range(1025)}), ("model", "other"),
-        ("model", ["tiny"]), ("suffix", "end"), ("stream", True), ("stop_token_ids", [5]), ("ignore_eos", 0),
+        ("model", ["tiny"]), ("suffix", "end"), ("stream", 1), ("stop_token_ids", [5]), ("ignore_eos", 0),
         ("return_token_ids", 1), ("min_p", 2), ("min_p", True), ("typical_p", 0), ("repetition_penalty", -1),
         ("presence_penalty", 3), ("frequency_penalty", "a"), ("no_repeat_ngram_size", -1), ("min_tokens", 1.5),
     ],
@@ -134,21 +137,37 @@ def test_numbers_that_clients_send_are_taken(model):
     assert completion.settings["stop"] == [str(i) for i in range(9)]
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "neutral"),
-    [
-        ("min_p", 0.1, 0), ("typical_p", 0.5, 1.0), ("repetition_penalty", 1.2, 1), ("presence_penalty", 0.5, 0.0),
-        ("frequency_penalty", 0.5, 0), ("no_repeat_ngram_size", 3, 0), ("min_tokens", 2, 0),
-        ("logit_bias", {"5": 1}, {}),
-    ],
-)  # fmt: skip
-def test_settings_that_the_engine_has_are_passed_on_and_others_are_refused_by_name(field, value, neutral, model):
-    parse_completion({field: neutral}, model)
-    if field in Settings.__annotations__:
-        expected = {5: 1.0} if field == "logit_bias" else value
-        assert parse_completion({field: value}, model).settings[field] == expected
-    else:
-        refused(model, {field: value}, field)
+def test_what_changes_and_narrows_the_choice_is_passed_on(model):
+    body = {
+        "temperature": 0.5, "top_k": 9, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.5, "repetition_penalty": 1.2,
+        "presence_penalty": 0.5, "frequency_penalty": 0.5, "no_repeat_ngram_size": 3, "min_tokens": 2,
+        "logit_bias": {"5": 1}, "seed": 7,
+    }  # fmt: skip
+    asked = parse_completion(body, model).settings
+    assert {name: asked[name] for name in body} == body | {"logit_bias": {5: 1.0}}
+    assert {*SamplingSettings.__annotations__} - {*body} == {"sample"}
+
+
+def test_ids_among_texts_take_no_memory_before_they_are_refused(model, allocated_peak):
+    """As an array, each of the ids would take as much as the longest text."""
+    prompt = ["x" * 1000, *[1] * 10_000]
+    assert allocated_peak(lambda: refused(model, {"prompt": prompt}, "prompt")) < 200_000
+
+
+def test_whether_to_stream_is_said_to_who_answers(model):
+    assert parse_completion({"stream": True}, model).stream
+    assert not parse_completion({}, model).stream
+
+
+def test_a_model_whose_file_was_changed_is_no_fault_of_the_prompt(tiny, tmp_path):
+    path = tmp_path / "changed.npz"
+    path.write_bytes(tiny.read_bytes())
+    model = npgpt2.load(path)
+    assert parse_completion({"prompt": PROMPT}, model)
+    os.utime(path, (5, 5))
+    with pytest.raises(ValueError, match="was changed while it was open") as caught:
+        parse_completion({"prompt": PROMPT}, model)
+    assert not isinstance(caught.value, BadRequest)
 
 
 VALUES = st.recursive(
@@ -259,6 +278,17 @@ def test_half_characters_are_named_by_their_bytes_and_offsets_are_those_of_the_t
     names, offsets = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
     assert names == ["é", r"bytes:\xe2", r"bytes:\x82", r"bytes:\xac", " is"]
     assert offsets == [0, 1, 1, 1, 2]
+
+
+def test_a_prompt_that_ends_within_a_character_is_a_text_by_itself(model):
+    """Whatever the model goes on with."""
+    half, rest = model.tokenizer.encode("€")[:2], model.tokenizer.encode("€")[2]
+    body = {"prompt": half, "max_tokens": 1, "logit_bias": {str(rest): 100}, "logprobs": 0, "echo": True}
+    (choice,) = answered(model, body)["choices"]
+    assert choice["text"] == "\ufffd\ufffd"
+    assert choice["logprobs"]["text_offset"] == [0, 0, 1]
+    alone = answered(model, body | {"echo": False})["choices"][0]["logprobs"]
+    assert alone["text_offset"] == [1]
 
 
 def test_the_token_that_ends_the_text_is_counted_and_scored(model):

@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 
 class Requests:
-    """A file of requests. OSError where it can't be read.
+    """A file of requests. OSError where it can't be read, ValueError where it is none, or the settings are wrong.
 
     model: who is to answer, and names: what requests may call it · fingerprint: of its contents · settings: a body
     without a prompt, if each line is a prompt and nothing else
@@ -53,8 +53,10 @@ class Requests:
         self.path = path
         self.fingerprint = fingerprint
         self._model, self._names = model, names
-        self._said = json.dumps(settings, sort_keys=True).encode()
+        self._said = json.dumps(settings, sort_keys=True).encode("ascii")
         self._settings: dict[str, Any] | None = json.loads(self._said)
+        if self._settings is not None:  # which would be wrong in every line
+            parse_completion({**self._settings, "prompt": [0]}, model)
         if path.exists() and not path.is_file():
             raise ValueError(f"{path}: is no file; its lines are read twice, so write them to one")
 
@@ -72,6 +74,8 @@ class Requests:
         if self._settings is None and not data.strip():
             return Line(number, salted(0, number))
         line = Line(number, hash64(self.fingerprint.encode(), self._said, data))
+        if self._settings is not None:  # the same prompt may stand in several lines
+            line = line._replace(mark=salted(line.mark, number))
         try:
             said = self._read(number, data)
         except ValueError as error:
@@ -87,6 +91,8 @@ class Requests:
                 if said.get(name) != expected:
                     raise BadRequest(f"{name} is {shortened(said.get(name))}, where {expected!r} is expected", name)
             completion = parse_completion(said.get("body"), self._model, line.key, self._names)
+            if completion.stream:
+                raise BadRequest("stream is True, where a batch's answers come whole", "stream")
             return line._replace(completion=completion)
         except BadRequest as problem:
             return line._replace(mark=salted(line.mark, number), problem=problem)
@@ -126,5 +132,5 @@ def hash64(*parts: bytes) -> int:
 
 
 def salted(mark: int, number: int) -> int:
-    """The mark of what isn't known by its contents alone, as two lines that are wrong in the same way."""
+    """The mark of what isn't known by its contents alone, as a prompt, or one of two lines that are wrong alike."""
     return hash64(mark.to_bytes(8, "little"), number.to_bytes(8, "little"))

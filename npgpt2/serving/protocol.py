@@ -13,28 +13,14 @@ from typing import Any, NamedTuple, cast
 
 from npgpt2.engine import LogProb, Request, Settings, parse_settings
 from npgpt2.engine.engine import Model
+from npgpt2.sampling import SamplingSettings
 from npgpt2.serving.logprobs import shape_logprobs, text_offsets
 from npgpt2.tokenizer import Tokenizer
 
-# What the engine knows under the same names, with the values that change nothing.
-NEUTRAL = {
-    "temperature": 1,
-    "top_k": 0,
-    "top_p": 1,
-    "min_p": 0,
-    "typical_p": 1,
-    "repetition_penalty": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "no_repeat_ngram_size": 0,
-    "min_tokens": 0,
-}
-# What neither this nor the engine can do, by what to say of it.
-REFUSED = {
-    "suffix": "GPT-2 writes on, and can't fill in",
-    "stream": "a batch's answers come whole",
-    "stop_token_ids": "stop takes texts",
-}
+# What the engine knows under the same names.
+SAMPLERS = [name for name in SamplingSettings.__annotations__ if name not in ("logit_bias", "seed", "sample")]
+# What the engine can't do, by what to say of it.
+REFUSED = {"suffix": "GPT-2 writes on, and can't fill in", "stop_token_ids": "stop takes texts"}
 PROMPTS_LIMIT, SAMPLES_LIMIT, SEQUENCES_LIMIT = 2048, 128, 4096
 LOGPROBS_LIMIT = 100
 STOPS_LIMIT, STOP_LENGTH_LIMIT = 32, 200  # each token's text is compared with them
@@ -67,7 +53,8 @@ class Completion:
 
     prompts: token ids · settings: of all its texts · n: how many texts of each prompt are given back, and best_of: of
     how many · max_tokens: 0 where the prompt is only scored · echo: whether the text begins with the prompt · logprobs:
-    of how many tokens in each place, None for none · token_ids: whether ids are given back as well
+    of how many tokens in each place, None for none · token_ids: whether ids are given back as well · stream: whether
+    the answer is to come as it is written
     """
 
     prompts: list[list[int]]
@@ -78,6 +65,7 @@ class Completion:
     echo: bool
     logprobs: int | None
     token_ids: bool
+    stream: bool
 
     @property
     def sequences(self) -> int:
@@ -124,22 +112,24 @@ def parse_completion(
     n = _whole(body, "n", 1, 1, SAMPLES_LIMIT)
     best_of = _whole(body, "best_of", n, n, SAMPLES_LIMIT)
     logprobs = _whole(body, "logprobs", -1, 0, LOGPROBS_LIMIT)
+    settings = _settings(body, model, seed)
+    settings["length"] = max(1, max_tokens)  # where it is 0, the token is left out again
+    if logprobs >= 0 or best_of > n:
+        settings["logprobs"] = max(0, logprobs)
     completion = Completion(
         _prompts(body, model, max_tokens),
-        _settings(body, model, seed),
+        settings,
         max_tokens,
         n,
         best_of,
         _flag(body, "echo"),
         None if logprobs < 0 else logprobs,
         _flag(body, "return_token_ids"),
+        _flag(body, "stream"),
     )
-    if completion.logprobs is not None or best_of > n:
-        completion.settings["logprobs"] = completion.logprobs or 0
     if completion.sequences > SEQUENCES_LIMIT:
         what = f"prompts × best_of are {completion.sequences:,} texts, more than {SEQUENCES_LIMIT:,}"
         raise BadRequest(what, "best_of")
-    completion.settings["length"] = max(1, max_tokens)  # where it is 0, the token is left out again
     read = best_of * sum(map(len, completion.prompts)) if completion.echo else 0
     if (tokens := (read + completion.most_tokens) * (2 + logprobs)) > TOKENS_LIMIT:
         factors = "prompts × best_of × max_tokens, with logprobs and echo"
@@ -157,10 +147,13 @@ def _prompts(body: dict[str, Any], model: Model, max_tokens: int) -> list[list[i
         raise BadRequest(f"prompt is a list of {len(said):,}, more than {PROMPTS_LIMIT:,}", "prompt")
     prompts = []
     for prompt in said if several else [said]:
+        if isinstance(prompt, list) and not (prompt and all(type(token) is int for token in prompt)):
+            raise BadRequest(f"prompt has {shortened(prompt)}, where token ids are expected", "prompt")
         try:
             tokens = model.prompt_tokens(prompt, True)
             model.tokenizer.decode_bytes(tokens)  # rows of the model that are no token's have no text
         except (TypeError, ValueError) as error:
+            model.prompt_tokens([0], True)  # where this fails too, it isn't the prompt's fault
             raise BadRequest(f"prompt: {error}".replace("prompt: prompt ", "prompt "), "prompt") from None
         if len(tokens) + max_tokens > (n_ctx := model.hparams.n_ctx):
             more = f"{len(tokens):,} tokens and max_tokens is {max_tokens:,}: more than the model's n_ctx of {n_ctx:,}"
@@ -172,22 +165,16 @@ def _prompts(body: dict[str, Any], model: Model, max_tokens: int) -> list[list[i
 def _settings(body: dict[str, Any], model: Model, seed: int | None) -> Settings:
     """What is asked of the engine, but for what depends on several fields."""
     settings: dict[str, Any] = {"temperature": 1.0}
-    said = {name: body[name] for name in NEUTRAL if body.get(name) is not None}
-    if biases := _biases(body, model):
-        said["logit_bias"] = biases
-    for name, value in said.items():
-        if name in Settings.__annotations__:
-            settings[name] = value
-        elif isinstance(value, bool) or value != NEUTRAL.get(name):
-            raise BadRequest(f"{name} is {shortened(value)}, and isn't known here; leave it out", name)
+    settings |= {name: body[name] for name in SAMPLERS if body.get(name) is not None}
     for name, value in settings.items():
         try:
             parse_settings(cast(Settings, {name: value}))
         except (TypeError, ValueError) as error:
             raise BadRequest(str(error), name) from None
-    settings["seed"] = _whole(body, "seed", -(2**63) - 1, -(2**63), 2**63 - 1)
-    settings["seed"] = seed if settings["seed"] < -(2**63) else settings["seed"] % 2**64
-    return cast(Settings, settings | {"stop": _stops(body), "ignore_eot": _flag(body, "ignore_eos")})
+    said = _whole(body, "seed", 0, -(2**63), 2**63 - 1)
+    settings["seed"] = seed if body.get("seed") is None else said % 2**64
+    settings |= {"logit_bias": _biases(body, model), "stop": _stops(body), "ignore_eot": _flag(body, "ignore_eos")}
+    return cast(Settings, settings)
 
 
 def _stops(body: dict[str, Any]) -> list[str]:
@@ -290,9 +277,11 @@ def _choice(
     }
     tokens = request.tokens[: completion.max_tokens]
     if completion.logprobs is not None:
-        shown = (scored if completion.echo else []) + request.logprobs[: completion.max_tokens]
-        offsets = text_offsets(tokenizer, prompt + tokens, len(before) + len(text))
-        choice["logprobs"] = shape_logprobs(shown, offsets[len(offsets) - len(shown) :], tokenizer)
+        shown = request.logprobs[: completion.max_tokens]
+        offsets = [len(before) + offset for offset in text_offsets(tokenizer, tokens, len(text))]
+        if completion.echo:
+            shown, offsets = scored + shown, text_offsets(tokenizer, prompt, len(before)) + offsets
+        choice["logprobs"] = shape_logprobs(shown, offsets, tokenizer)
     if completion.token_ids:
         choice |= {"token_ids": tokens, "prompt_token_ids": prompt}
     return choice
