@@ -158,6 +158,7 @@ WRONG = [
     (request("list") | {"body": []}, "body is []"),
     (request("many", max_tokens=500), "max_tokens is 500"),
     (request("other", model="gpt-4"), "model is 'gpt-4'"),
+    (request("stream", stream=True), "a batch's answers come whole"),
     (request("r3"), "custom_id is that of line 4"),
 ]
 
@@ -173,7 +174,7 @@ def test_all_lines_that_are_wrong_are_listed_and_nothing_is_run(run, twelve, out
     status, out, err = run("batch", with_wrong(twelve), "-o", output, "-m", "MODEL")
     assert (status, out) == (1, "")
     *listed, last = err.splitlines()
-    assert last == f"npgpt2: {twelve}: 17 of 29 lines can't be answered; --skip-bad answers the others"
+    assert last == f"npgpt2: {twelve}: 18 of 30 lines can't be answered; --skip-bad answers the others"
     assert len(listed) == len(WRONG)
     for number, (line, (_, problem)) in enumerate(zip(listed, WRONG, strict=True), 14):
         assert line.startswith(f"{twelve}:{number}: ")
@@ -183,11 +184,11 @@ def test_all_lines_that_are_wrong_are_listed_and_nothing_is_run(run, twelve, out
 
 
 def test_skip_bad_answers_the_others_and_the_wrong_ones_by_what_is_wrong(run, twelve, output):
-    expected = (3, f"{output}: 29 answers, 17 errors\n")
+    expected = (3, f"{output}: 30 answers, 18 errors\n")
     assert run("batch", with_wrong(twelve), "-o", output, "-m", "MODEL", "--skip-bad")[:2] == expected
     found = read(output)
     errors = [one for one in found if one["response"]["status_code"] == 400]
-    assert (len(found), len(errors), len({one["id"] for one in found})) == (29, 17, 29)
+    assert (len(found), len(errors), len({one["id"] for one in found})) == (30, 18, 30)
     for one, (_, problem) in zip(errors, WRONG, strict=True):
         assert list(one["response"]["body"]) == ["error"]
         error = one["response"]["body"]["error"]
@@ -208,6 +209,13 @@ def test_a_file_without_requests_is_refused(run, tmp_path, output):
     assert failed(run("batch", tmp_path / "none.jsonl", "-o", output, "-m", "MODEL"), 1, "none.jsonl", "No such file")
 
 
+def test_prompts_that_are_taken_for_requests_are_told_of_lines(run, tmp_path, output):
+    (tmp_path / "prompts.txt").write_text("A language model\n")
+    status, _, err = run("batch", tmp_path / "prompts.txt", "-o", output, "-m", "MODEL")
+    assert status == 1
+    assert err.endswith("1 of 1 lines can't be answered; if they are prompts and nothing else, give --lines\n")
+
+
 def test_a_model_without_a_vocabulary_is_refused_at_once(run, twelve, output, tmp_path):
     echo_model(tmp_path / "echo.npz")
     assert failed(run("batch", twelve, "-o", output, "-m", tmp_path / "echo.npz"), 1, "echo.npz: has no vocabulary")
@@ -215,6 +223,8 @@ def test_a_model_without_a_vocabulary_is_refused_at_once(run, twelve, output, tm
 
 def test_places_that_answers_cannot_go_to_are_refused(run, twelve, tmp_path):
     assert failed(run("batch", twelve, "-o", twelve, "-m", "MODEL"), 2, "is the file of requests")
+    assert failed(run("batch", twelve, "-o", "-", "-m", "MODEL"), 2, "name a file")
+    assert failed(run("batch", "-", "-o", tmp_path / "b", "-m", "MODEL"), 2, "name a file")
     assert failed(run("batch", twelve, "-o", tmp_path, "-m", "MODEL"), 1, "no file that lines can be added to")
     assert failed(run("batch", twelve, "-o", tmp_path / "a" / "b", "-m", "MODEL"), 1, "No such file")
     assert failed(
@@ -257,6 +267,28 @@ def test_lines_of_text_are_drawn_by_their_number_or_by_the_seed(run, model, tmp_
     expected = list(model.samples(PROMPT, 2, length=9, temperature=1.5, top_k=50, seed=3))
     assert list(texts(other).values()) == [expected] * 3
     assert failed(run("batch", path, "-o", output, *drawing, "--seed", 3), 1, "line 1 answers none of the requests")
+
+
+def test_each_of_the_lines_that_say_the_same_is_answered_once(run, tmp_path, output):
+    path = tmp_path / "prompts.txt"
+    path.write_text("A language model\n" * 5)
+    words = ["batch", path, "--lines", "-o", output, "-m", "MODEL", "--length", 2]
+    assert run(*words)[0] == 0
+    before = output.read_bytes()
+    assert len({one["id"] for one in read(output)}) == 5
+    assert run(*words)[0] == 0
+    assert output.read_bytes() == before
+    output.write_bytes(b"".join(before.splitlines(keepends=True)[:2]))
+    assert run(*words)[0] == 0
+    assert same(output.read_bytes(), before)
+
+
+def test_a_setting_that_is_wrong_in_every_line_is_said_once(run, tmp_path, output):
+    path = tmp_path / "prompts.txt"
+    path.write_text("A language model\n" * 5)
+    words = ["batch", path, "--lines", "-o", output, "-m", "MODEL"]
+    assert failed(run(*words, "--length", 500), 1, "max_tokens is 500, where a whole number from 0 to 192 is expected")
+    assert failed(run(*words, "--logit-bias", "520=1"), 1, "logit_bias has '520'")
 
 
 def test_a_line_that_is_no_text_is_wrong(run, tmp_path, output):
@@ -372,8 +404,44 @@ def test_requests_that_change_under_a_run_end_it(model, twelve, output):
     with Answers(output) as answers:
         wanted, _ = unanswered(plan, requests, answers)
         runner = on_engine(model, Origin("", "", 0), 2)
-        with pytest.raises(ValueError, match="line 1 was changed while"):
+        with pytest.raises(ValueError, match=r"requests\.jsonl: line 1 was changed after it was checked"):
             run_plan(plan, wanted, requests, answers, runner, lambda *count: None)
+
+
+def run_after(model, twelve, output, change):
+    """Check the twelve requests, change something, and run them."""
+    requests = Requests(twelve, model, [], "0123")
+    plan = check(requests)
+    with Answers(output) as answers:
+        wanted, _ = unanswered(plan, requests, answers)
+        change()
+        run_plan(plan, wanted, requests, answers, on_engine(model, Origin("", "", 0), 2), lambda *count: None)
+
+
+def test_requests_that_are_taken_away_under_a_run_end_it(model, twelve, output):
+    with pytest.raises(ValueError, match=r"requests\.jsonl: line 6 was taken away after it was checked"):
+        run_after(model, twelve, output, lambda: write(twelve, read(twelve)[:5]))
+
+
+def test_requests_that_are_added_under_a_run_are_for_the_next(model, twelve, output):
+    added = [*read(twelve), request("new")]
+    run_after(model, twelve, output, lambda: write(twelve, added))
+    assert len(texts(output)) == 12
+    assert answer_all(model, twelve, output) == 0
+    assert "new" in texts(output)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no file that is open")
+def test_a_run_ends_where_its_answers_are_taken_away(model, twelve, output):
+    """Those that come would go to a file without a name."""
+    with pytest.raises(FileNotFoundError, match=r"answers\.jsonl"):
+        run_after(model, twelve, output, output.unlink)
+
+
+def test_a_run_ends_where_something_else_writes_to_its_answers(model, twelve, output):
+    """As a run on another machine, where a network's disk has no locks."""
+    with pytest.raises(ValueError, match="was changed by another program meanwhile; run again"):
+        run_after(model, twelve, output, lambda: output.write_bytes(b"\n"))
 
 
 # ---- Going on

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from npgpt2 import GPT2
+from npgpt2.bars import Bar
 from npgpt2.cli.common import (
     Commands,
     Parser,
@@ -82,6 +81,8 @@ def run_batch(args: argparse.Namespace) -> None:
     from npgpt2.serving import Answers, Origin, Requests, check, on_engine, run, unanswered
 
     settings = read_settings(args)
+    if "-" in (str(args.requests), str(args.output)):
+        args.parser.error("requests are read twice, and answers by the next run: - can't stand for either; name a file")
     path = find_model(args.model, args.models_dir)
     if args.output.exists() and args.requests.exists() and os.path.samefile(args.output, args.requests):
         args.parser.error(f"argument -o: {args.output} is the file of requests")
@@ -92,21 +93,25 @@ def run_batch(args: argparse.Namespace) -> None:
     requests = Requests(args.requests, model, names, fingerprint, settings)
 
     def report(number: int, problem: ValueError) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):
+        with Bar.external_write_mode(file=sys.stderr):
             print(f"{args.requests}:{number}: {problem}", file=sys.stderr)
 
     status = args.requests.stat()
     # Of the file's time, so that answers are the same whenever they are made.
     origin = Origin(path.stem, fingerprint, int(status.st_mtime))
-    with tqdm(total=status.st_size, unit="B", unit_scale=True, desc="check", disable=None, leave=False) as bar:
+    with Bar(total=status.st_size, unit="B", unit_scale=True, desc="check", disable=None, leave=False) as bar:
         plan = check(requests, report, bar.update)
     if plan.bad and not args.skip_bad:
-        what = f"{plan.bad:,} of {plan.lines:,} lines can't be answered; --skip-bad answers the others"
+        what = f"{plan.bad:,} of {plan.lines:,} lines can't be answered"
+        if plan.bad < plan.lines:
+            what += "; --skip-bad answers the others"
+        elif not args.lines:
+            what += "; if they are prompts and nothing else, give --lines"
         raise ValueError(f"{args.requests}: {what}")
     with Answers(args.output) as answers:
         wanted, errors = unanswered(plan, requests, answers)
         total = int(plan.tokens[wanted].sum())
-        with tqdm(total=total, unit=" tokens", desc="batch", disable=None, leave=False) as bar:
+        with Bar(total=total, unit=" tokens", desc="batch", disable=None, leave=False) as bar:
 
             def progress(written: int, saved: int) -> None:
                 bar.total = (bar.total or 0) - saved

@@ -107,6 +107,8 @@ class Answers:
         if not self._pending or not due:
             return
         data, written, self._pending = self._pending, 0, bytearray()
+        if os.stat(self.path).st_size != self._size:
+            raise ValueError(f"{self.path}: was changed by another program meanwhile; run again to go on")
         try:
             with naming_full_disk(self.path):
                 while written < len(data):

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -55,20 +55,23 @@ class Plan(NamedTuple):
         """How many lines there are."""
         return int((self.kinds != EMPTY).sum())
 
-    def made_of(self, line: Line) -> Line:
-        """The line, found wrong where one before it has its `custom_id`. ValueError where it wasn't there before."""
-        at = line.number - 1
-        if at < len(self.marks) and self.first[at] < at:
-            problem = line.problem or _repeated(int(self.first[at]))
-            mark = line.mark if line.problem else salted(line.mark, line.number)
-            line = line._replace(mark=mark, completion=None, problem=problem)
-        if at >= len(self.marks) or line.mark != self.marks[at]:
-            raise ValueError(f"line {line.number} was changed while the requests were being read; start again")
-        return line
+    def read_again(self, requests: Requests) -> Iterator[Line]:
+        """The lines that were checked, found wrong where one before has their `custom_id`; what was added behind them
+        since is for the next run. ValueError where one isn't there any more.
+        """
+        number = 0
+        for number, line in enumerate(islice(requests.lines(), len(self.marks)), 1):
+            if (first := int(self.first[number - 1]) + 1) < number and not line.problem:
+                line = line._replace(mark=salted(line.mark, number), completion=None, problem=_repeated(first))
+            if line.mark != self.marks[number - 1]:
+                raise ValueError(f"{requests.path}: line {number} was changed after it was checked; run again")
+            yield line
+        if number < len(self.marks):
+            raise ValueError(f"{requests.path}: line {number + 1} was taken away after it was checked; run again")
 
 
 def _repeated(first: int) -> BadRequest:
-    return BadRequest(f"custom_id is that of line {first + 1}", "custom_id")
+    return BadRequest(f"custom_id is that of line {first}", "custom_id")
 
 
 def check(
@@ -95,7 +98,7 @@ def check(
         first[which].astype(np.int64),
     )
     for at in np.flatnonzero((plan.first < np.arange(len(kinds))) & (plan.kinds == GOOD)).tolist():
-        report(at + 1, _repeated(int(plan.first[at])))
+        report(at + 1, _repeated(int(plan.first[at]) + 1))
         plan.marks[at] = salted(int(plan.marks[at]), at + 1)
         plan.kinds[at], plan.tokens[at] = BAD, 0
     return plan
@@ -130,8 +133,7 @@ def run(
 
     def good() -> Iterator[Line]:
         nonlocal errors
-        for line in requests.lines():
-            line = plan.made_of(line)
+        for line in plan.read_again(requests):
             if not wanted[line.number - 1]:
                 continue
             if line.problem:
