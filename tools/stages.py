@@ -46,6 +46,8 @@ WRITERS, CONTEXT, ARRIVING = 8, 64, 1000
 # How long a writer may have to wait at most, in times of the median.
 LONGEST_WAIT = 3
 LENGTHS = [10, 900, 30, 700, 20, 800, 50, 600]
+# How many requests a file has, how many are answered at once, and how many times as many shouldn't take more memory.
+REQUESTS, SLOTS, TIMES = 2000, 16, 100
 
 
 # ---- Stages about commands, in which other checkouts take their turns: `npgpt2` by column, None for our own
@@ -209,6 +211,57 @@ def start_writing(engine, contexts):
     return writers
 
 
+def batches(folder, _):
+    """`npgpt2 batch` with the bundled model, from its start to its end, beside an engine that has read the requests."""
+    model, rng = npgpt2.load(), np.random.default_rng(0)
+    asked = list(zip(random_prompts(REQUESTS), rng.integers(4, 33, REQUESTS).tolist(), strict=True))
+    bodies = [{"prompt": prompt, "max_tokens": length, "ignore_eos": True} for prompt, length in asked]
+    write_requests(folder / "requests.jsonl", bodies)
+
+    def engine():
+        engine = npgpt2.Engine(model, SLOTS)
+        for number, (prompt, length) in enumerate(asked):
+            engine.submit(prompt, length=length, temperature=1, seed=number, ignore_eot=True)
+        while engine.busy:
+            engine.step()
+
+    both = [(answer_requests(folder)[0], seconds(engine)) for _ in range(3)]
+    ours, theirs = (sum(length for _, length in asked) / median(took) for took in zip(*both, strict=True))
+    yield f"{REQUESTS:,} requests, {SLOTS} at once, beside an engine", "tokens/s", {"npgpt2": ours, "beside": theirs}
+
+
+def batch_memory(folder, _):
+    """Peak memory of `npgpt2 batch`, and of a file with many times as many requests, by a very small model."""
+    model = folder / "tiny.npz"
+    run("-m", "npgpt2", "convert", Path(__file__).parents[1] / "tests" / "fixtures" / "tiny", "-o", model)
+    peaks = []
+    for count in (REQUESTS, TIMES * REQUESTS):
+        write_requests(folder / "requests.jsonl", ({"prompt": text, "max_tokens": 1} for text in random_prompts(count)))
+        peaks.append(answer_requests(folder, "-m", model)[1] / 1e6)
+        yield f"peak memory of {count:,} requests", "MB", {"npgpt2": peaks[-1], "beside": peaks[0]}
+
+
+def answer_requests(folder, *options):
+    """What `run` says of `npgpt2 batch`."""
+    (folder / "answers.jsonl").unlink(missing_ok=True)
+    words = ["batch", folder / "requests.jsonl", "-o", folder / "answers.jsonl", "--slots", SLOTS]
+    return run("-m", "npgpt2", *words, *options)
+
+
+def write_requests(path, bodies):
+    with open(path, "w", encoding="utf-8") as file:
+        for number, body in enumerate(bodies):
+            said = {"custom_id": f"request {number}", "method": "POST", "url": "/v1/completions", "body": body}
+            file.write(json.dumps(said) + "\n")
+
+
+def random_prompts(count):
+    """Texts of 4 to 20 words."""
+    rng, words = np.random.default_rng(0), __doc__.split()
+    for _ in range(count):
+        yield " ".join(rng.choice(words, rng.integers(4, 21)))
+
+
 def growth(folder, _):
     """How much memory 1,000 tokens take beyond the cache."""
     try:
@@ -249,7 +302,10 @@ def beside(figure, one, other, times=5):
     return figure, "ms/token", {"npgpt2": ours, "beside": theirs}
 
 
-STAGES = {stage.__name__: stage for stage in (checkpoint, convert, start, two_ways, many_callers, growth)}
+STAGES = {
+    stage.__name__: stage
+    for stage in (checkpoint, convert, start, two_ways, many_callers, batches, batch_memory, growth)
+}
 
 
 def main(stage, folder, *other):
