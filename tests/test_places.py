@@ -261,7 +261,7 @@ def test_pyinstaller_is_led_to_the_hook(setup):
 
 
 def test_the_hook_brings_along_all_that_is_no_code(setup):
-    hook = runpy.run_path(str(PACKAGE / "_pyinstaller" / "hook-npgpt2.py"))
+    hook = runpy.run_path(str(PACKAGE / "_plugins" / "hook-npgpt2.py"))
     brought = {f"{folder}/{Path(path).name}" for path, folder in hook["datas"]}
     data = setup["options.package_data"].items()
     assert brought == {f"{name.replace('.', '/')}/{file}" for name, files in data for file in files.split(", ")}
