@@ -91,6 +91,12 @@ class GPT2:
         self.drawable = _drawable(self.special.unused, hparams.n_vocab)
         self._source = str(getattr(weights, "path", "the model"))  # what errors call it
 
+    def __repr__(self) -> str:
+        """Its file, types and sizes, for which no array is looked at."""
+        what = f"{self._source!r}, {self.weights.dtype}" if isinstance(self.weights, Weights) else "arrays"
+        sizes = ", ".join(f"{name}={size}" for name, size in self.hparams._asdict().items())
+        return f"<GPT2 of {what}: {sizes}>"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.weights, self.hparams, self._tokenizer, self.threads)
 
@@ -305,7 +311,8 @@ class GPT2:
             raise ValueError(f"tokens have shape {ids.shape}, where (T,), a single sequence, is expected")
         with whole("import"):
             from npgpt2.study.trace import trace
-        return trace(self.matrices, self.hparams, ids, attention, residual)
+        traced = trace(self.matrices, self.hparams, ids, attention, residual)
+        return replace(traced, model=self, name=Path(self._source).stem)
 
     @property
     def begin(self) -> int | None:

@@ -63,6 +63,7 @@ UNNEEDED += ["http", "urllib.request", "ssl", "asyncio", "webbrowser"]
     [
         ("import npgpt2", [*UNNEEDED, "npgpt2.cli", "npgpt2.model", "numpy", "tqdm"]),
         ("import npgpt2; npgpt2.load().generate('Once', length=2)", [*UNNEEDED, "npgpt2.cli", "tqdm"]),
+        ("import npgpt2; repr(npgpt2.load().trace([1, 2], attention=True))", [*UNNEEDED, "npgpt2.cli", "tqdm"]),
         ("from npgpt2.cli import main; main(['generate', 'Once', '--length', '2'])", UNNEEDED),
     ],
 )

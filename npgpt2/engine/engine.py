@@ -108,6 +108,9 @@ class Engine:
         self._cancelled: deque[Request] = deque()
         self._events: list[Event] = []  # which nobody has been told of
 
+    def __repr__(self) -> str:
+        return f"<Engine of {self.slots} slots: {self.running} running, {self.waiting} waiting>"
+
     @property
     def running(self) -> int:
         """How many requests have a slot."""

@@ -139,11 +139,15 @@ class Request:
     sampling: Sampling
     limits: Limits
     tokens: list[int] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list, repr=False)
+    pieces: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     logprobs: list[LogProb] = field(default_factory=list)
     prompt_logprobs: list[LogProb] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        state = self.finish_reason or "running"
+        return f"<Request of {len(self.prompt)} tokens: {len(self.tokens)} more, {shortened(self.text)}, {state}>"
 
     @property
     def text(self) -> str:

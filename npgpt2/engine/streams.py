@@ -24,6 +24,9 @@ class Stream(Iterator[str]):
         self._engine = engine
         self._shown = 0
 
+    def __repr__(self) -> str:
+        return f"<Stream of {self.request!r}>"
+
     def __next__(self) -> str:
         pieces = self.request.pieces
         while True:

@@ -67,6 +67,10 @@ class Completion:
     token_ids: bool
     stream: bool
 
+    def __repr__(self) -> str:
+        what = f"n={self.n}, best_of={self.best_of}, max_tokens={self.max_tokens}"
+        return f"<Completion of {len(self.prompts)} prompts: {what}>"
+
     @property
     def sequences(self) -> int:
         """How many texts are generated."""

@@ -14,6 +14,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from hashlib import sha256
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ COMPARED = (0.5, 1.0, 2.0, 3.0)
 # bytes are taken, for texts of 256 tokens or less, and in proportion to longer ones.
 STEPS = (255, 63, 15)
 ATTENTION_BYTES = 2_400_000
+# Tokens that are shown within other pages. A notebook keeps what it shows in its file, and has room for some such.
+FRAMED = 256
 
 
 def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
@@ -82,6 +85,27 @@ def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
     page = page.replace("{{policy}}", _policy(page), 1)
     # JSON in a script ends where `</script` begins, whatever it is a part of, so that it has no `<`.
     return page.replace("{{data}}", json.dumps(data).replace("<", "\\u003c"), 1)
+
+
+def make_frame(trace: Trace) -> str:
+    """The page as a part of another, such as a notebook's: neither sees or changes anything of the other.
+
+    trace: as `GPT2.trace` makes it, with attention and residual. One of more than 256 tokens raises ValueError, and so
+    does one by a model without a vocabulary.
+
+    >>> trace = model.trace([10, 20, 30], attention=True, residual=True)
+    >>> make_frame(trace)[:50]
+    '<iframe sandbox="allow-scripts" title="npgpt2 insp'
+    """
+    if (T := len(trace.tokens)) > FRAMED:
+        raise ValueError(f"{T} tokens are more than the {FRAMED} that are shown here; npgpt2 inspect shows more")
+    if trace.model is None:
+        raise ValueError("a trace without its model can't be shown, since the vocabulary is missing; use GPT2.trace")
+    page = make_report(trace, trace.model.tokenizer, trace.name)
+    # Scripts, but in an origin of their own, so that they can't reach what is around the frame, nor that them.
+    style = "width: 100%; height: 720px; border: 1px solid #8886; border-radius: 6px; resize: vertical"
+    frame = f'<iframe sandbox="allow-scripts" title="npgpt2 inspect" style="{style}"'
+    return f'{frame} srcdoc="{escape(page)}"></iframe>'
 
 
 def forward_steps(L: int, T: int, C: int, H: int, D: int, V: int) -> list[list[tuple[str, str, str]]]:

@@ -6,11 +6,14 @@ and read with the model's own head: the "logit lens" of "interpreting GPT: the l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 
 from npgpt2 import kernels
+from npgpt2.engine import Model
+from npgpt2.forks import whole
 from npgpt2.formulas import Array
 from npgpt2.kernels import Matrices
 from npgpt2.model import HParams, Ids, Text, block, embed, head
@@ -23,7 +26,7 @@ class Trace:
     tokens: (T,) int64, what was read · logits: (T, V) float32, for the token after each position, bit for bit those of
     `GPT2.logits` · attention: (L, H, T, T) float32, how much of what each position gathered came from which: row t adds
     up to 1 and is 0 behind t · residual: (L, T, C) float32, the residual stream after each layer. The last two are None
-    if they were not asked for.
+    if they were not asked for. A notebook shows one that has both as `npgpt2 inspect` does, up to 256 tokens.
 
     >>> trace = model.trace(model.tokenizer.encode("A language model"), attention=True, residual=True)
     >>> trace.attention[0, 0].round(2)                                # the first head of the first layer
@@ -36,7 +39,23 @@ class Trace:
     logits: Array
     attention: Array | None
     residual: Array | None
-    matrices: Matrices = field(repr=False)
+    matrices: Matrices
+    model: Model | None = None  # whose it is, and what that is called
+    name: str = "a model"
+
+    def __repr__(self) -> str:
+        kept = {"logits": self.logits, "attention": self.attention, "residual": self.residual}
+        shapes = (f"{name} {array.shape}" for name, array in kept.items() if array is not None)
+        return f"<Trace of {len(self.tokens)} tokens: {', '.join(shapes)}>"
+
+    def _repr_html_(self) -> str:
+        """The views of `npgpt2 inspect`, or why they can't be shown."""
+        with whole("import"):
+            from npgpt2.study.report import make_frame  # which a trace that nobody shows doesn't need
+        try:
+            return make_frame(self)
+        except ValueError as error:
+            return f"<p><code>{escape(repr(self))}</code></p><p>{escape(str(error))}</p>"
 
     def lens(self, layer: int) -> Array:
         """What the model would say after each position if this layer were its last: the logit lens.
