@@ -103,8 +103,8 @@ def make_frame(trace: Trace) -> str:
         raise ValueError("a trace without its model can't be shown, since the vocabulary is missing; use GPT2.trace")
     page = make_report(trace, trace.model.tokenizer, trace.name)
     # Scripts, but in an origin of their own, so that they can't reach what is around the frame, nor that them.
-    style = "width: 100%; height: 720px; border: 1px solid #8886; border-radius: 6px; resize: vertical"
-    frame = f'<iframe sandbox="allow-scripts" title="npgpt2 inspect" style="{style}"'
+    size = "display: block; box-sizing: border-box; width: 100%; height: 720px; resize: vertical"
+    frame = f'<iframe sandbox="allow-scripts" title="npgpt2 inspect" style="{size}; border: 1px solid #8886"'
     return f'{frame} srcdoc="{escape(page)}"></iframe>'
 
 

@@ -26,7 +26,8 @@ CELLS = [
 AROUND = """<!doctype html><meta charset="utf-8"><title>a notebook</title>
 <style>* {{ color: rgb(1, 2, 3) !important }} .token, .bars li {{ display: none }} h1 {{ position: fixed }}</style>
 <script>var data = "of the notebook", state = data, choose = data;</script>
-<body style="max-width: 900px; margin: auto"><h1 id="about">A notebook</h1><p class="token">hidden</p>{}</body>"""
+<body style="max-width: 900px; margin: auto"><h1 id="about">A notebook</h1><p class="token">hidden</p>
+<main style="overflow: auto">{}</main></body>"""
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,9 @@ def test_nothing_gets_into_a_frame_or_out_of_it(browser, frames):
     assert browser.execute_script("return document.styleSheets.length") == 1
     assert find(browser, "#about").text == "A notebook"
     assert find_all(browser, "i") == []
+    sizes = "const { scrollWidth, scrollHeight } = document.querySelector('main'); return [scrollWidth, scrollHeight]"
+    room = "const { clientWidth, clientHeight } = document.querySelector('main'); return [clientWidth, clientHeight]"
+    assert browser.execute_script(sizes) == browser.execute_script(room), "it fits its cell, which needs no scroll bars"
     assert browser.execute_script("return document.activeElement.tagName") == "BODY"
     assert browser.execute_script("return document.querySelector('iframe').contentDocument") is None
     browser.switch_to.frame(frames[0])
