@@ -145,10 +145,8 @@ def ban_ends(candidates: Candidates, least: int) -> Candidates:
 
 
 def drop_banned(candidates: Candidates) -> Candidates:
-    """Those that are left after the processors; ValueError where none is."""
+    """Those that are left after the processors."""
     allowed = np.flatnonzero(candidates.logits > -inf)
-    if not allowed.size:
-        raise ValueError("no token is left to choose: no_repeat_ngram_size and min_tokens ban all of them")
     return candidates if allowed.size == candidates.logits.size else candidates.only(allowed)
 
 

@@ -138,20 +138,27 @@ class Sampling:
         ([0, 2], [0.5, 0.5])
         """
         check_finite(logits)
-        if self._processors:
-            kept = Candidates(np.arange(logits.size), logits.astype(np.float64), written or NOTHING)
-            for process, value in self._processors:
-                kept = process(kept, value)
-            kept = drop_banned(kept if among is None else kept.only(among))
-        elif among is None:
-            kept = Candidates(np.arange(logits.size), logits)
-        else:
-            kept = Candidates(among, logits[among])
+        kept = self.processed(logits, among, written)
+        if not kept.tokens.size:
+            raise nothing_left()
         if self.temperature == 0:
             return kept.tokens[[np.argmax(kept.logits)]], np.ones(1)
         for narrow, value in self._filters:
             kept = narrow(kept, value)
         return kept.tokens, probabilities_of(kept)
+
+    def processed(self, logits: Logits, among: Ids | None = None, written: Written | None = None) -> Candidates:
+        """The tokens that aren't banned, with their logits as the processors leave them; the same arguments.
+
+        >>> Sampling(logit_bias={1: 0.5}).processed(np.float32([1, 0, 2]), among=np.array([1, 2])).logits.tolist()
+        [0.5, 2.0]
+        """
+        if self._processors:
+            kept = Candidates(np.arange(logits.size), logits.astype(np.float64), written or NOTHING)
+            for process, value in self._processors:
+                kept = process(kept, value)
+            return drop_banned(kept if among is None else kept.only(among))
+        return Candidates(np.arange(logits.size), logits) if among is None else Candidates(among, logits[among])
 
     def likeliest(
         self, logits: Logits, most: int, among: Ids | None = None, written: Written | None = None
@@ -216,6 +223,23 @@ def log_softmax(logits: Logits) -> Probabilities:
     scores -= scores.max(-1, keepdims=True)
     scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
     return scores
+
+
+def largest(values: Logits, most: int) -> Ids:
+    """The places of the largest values, from the first on; at most so many, and of equals the first ones.
+
+    >>> largest(np.float32([1, 3, 2, 3]), 3)
+    array([1, 3, 2])
+    """
+    places: Ids = np.arange(values.size)
+    if most < values.size:  # then only those that aren't below the last one need sorting
+        places = np.flatnonzero(values >= np.partition(values, -most)[-most])
+    return places[np.argsort(-values[places], kind="stable")][:most]
+
+
+def nothing_left() -> ValueError:
+    """What to raise where the processors leave no token."""
+    return ValueError("no token is left to choose: no_repeat_ngram_size and min_tokens ban all of them")
 
 
 def check_finite(logits: Logits) -> None:

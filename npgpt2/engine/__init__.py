@@ -6,7 +6,7 @@ computed, or of who waits for an answer. `stream` and `samples` run one for call
 
 from npgpt2.engine.cache import Reading, Slots, Span
 from npgpt2.engine.engine import Engine, Model, Prompt, end_tokens
-from npgpt2.engine.request import Event, Limits, LogProb, Request, Settings, parse_settings
+from npgpt2.engine.request import Event, Limits, LogProb, Request, Settings, mean_logprob, parse_settings
 from npgpt2.engine.sequence import window_start
 from npgpt2.engine.streams import Stream, run, samples, stream
 
@@ -24,6 +24,7 @@ __all__ = [
     "Span",
     "Stream",
     "end_tokens",
+    "mean_logprob",
     "parse_settings",
     "run",
     "samples",

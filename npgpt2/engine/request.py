@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from reprlib import repr as shortened
 from typing import Literal, NamedTuple, TypeAlias
 
-import numpy as np
-
 from npgpt2.checks import check_flag, check_whole, is_bytes
 from npgpt2.formulas import Array
 from npgpt2.samplers import Ids
-from npgpt2.sampling import Sampling, SamplingSettings, check_finite, log_softmax
+from npgpt2.sampling import Sampling, SamplingSettings, check_finite, largest, log_softmax
 
 FinishReason: TypeAlias = Literal["length", "stop", "end", "cancelled", "error"]
 
@@ -106,6 +104,7 @@ def log_probs(logits: Array, tokens: Sequence[int], most: int | None, among: Ids
     logits: (M, V), of which the first len(tokens) are used · most: how many of the likeliest · among: the ids that
     those are of, by default all. Logits that are not finite raise ValueError.
 
+    >>> import numpy as np
     >>> log_probs(np.float32([[0, 0, -1000]]), [1], most=1)[0].top[0][0]
     0
     """
@@ -115,9 +114,8 @@ def log_probs(logits: Array, tokens: Sequence[int], most: int | None, among: Ids
         scores = log_softmax(row)
         top: list[tuple[int, float]] = []
         known = scores if among is None else scores[among]
-        if most := min(most or 0, known.size):
-            likely = np.flatnonzero(known >= np.partition(known, -most)[-most])
-            likely = likely[np.argsort(-known[likely], kind="stable")][:most]
+        if most:
+            likely = largest(known, most)
             ids = likely if among is None else among[likely]
             top = list(zip(ids.tolist(), known[likely].tolist(), strict=True))
         found.append(LogProb(token, float(scores[token]), top))
@@ -153,6 +151,11 @@ class Request:
     def text(self) -> str:
         """The pieces together."""
         return "".join(self.pieces)
+
+
+def mean_logprob(request: Request) -> float:
+    """How likely the model finds what was generated: the mean of its tokens' log-probabilities."""
+    return sum(one.logprob or 0 for one in request.logprobs) / max(1, len(request.logprobs))
 
 
 class Event(NamedTuple):

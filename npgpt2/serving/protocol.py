@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from reprlib import repr as shortened
 from typing import Any, NamedTuple, cast
 
-from npgpt2.engine import LogProb, Request, Settings, parse_settings
+from npgpt2.engine import LogProb, Request, Settings, mean_logprob, parse_settings
 from npgpt2.engine.engine import Model
 from npgpt2.sampling import SamplingSettings
 from npgpt2.serving.logprobs import shape_logprobs, text_offsets
@@ -263,11 +263,6 @@ def answer(
         "choices": choices,
         "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
     }
-
-
-def mean_logprob(request: Request) -> float:
-    """How likely the model finds what was generated: the mean of its tokens' log-probabilities."""
-    return sum(one.logprob or 0 for one in request.logprobs) / max(1, len(request.logprobs))
 
 
 def _choice(
