@@ -25,7 +25,25 @@ from npgpt2.checks import (
     is_sequence,
     wrong_type,
 )
-from npgpt2.engine import Engine, Prompt, Request, Settings, Stream, parse_settings, run, samples, stream, window_start
+from npgpt2.engine import (
+    Beam,
+    EarlyStopping,
+    Engine,
+    Prompt,
+    Request,
+    Search,
+    Settings,
+    Stream,
+    check_best_of,
+    draws,
+    likeliest,
+    parse_settings,
+    run,
+    samples,
+    search_beams,
+    stream,
+    window_start,
+)
 from npgpt2.forks import whole
 from npgpt2.formulas import Array
 from npgpt2.kernels import Tokenizer
@@ -133,14 +151,20 @@ class GPT2:
     # ---- Text
 
     @overload
-    def generate(self, prompt: Prompt, **settings: Unpack[Settings]) -> str: ...  # type: ignore[overload-overlap]
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, best_of: int = 1, **settings: Unpack[Settings]
+    ) -> str: ...
     @overload
-    def generate(self, prompt: Tokens[Prompt], **settings: Unpack[Settings]) -> list[str]: ...
-    def generate(self, prompt: Prompt | Tokens[Prompt], **settings: Unpack[Settings]) -> str | list[str]:
+    def generate(self, prompt: Tokens[Prompt], best_of: int = 1, **settings: Unpack[Settings]) -> list[str]: ...
+    def generate(
+        self, prompt: Prompt | Tokens[Prompt], best_of: int = 1, **settings: Unpack[Settings]
+    ) -> str | list[str]:
         """Continue a text, or each of several; returns the new text alone, or a list of them.
 
         prompt: a text or token ids; if an empty text, one of its own begins. Of a list of prompts, number i is
-        continued by the seed's sample i, at most 16 at once.
+        continued by the seed's sample i, at most 16 at once. best_of: how many texts are drawn, 1 to 128, of which the
+        likeliest is returned: that whose tokens' log-probabilities, as the model has them before all settings, are the
+        highest in the mean. Of n, sample i has the n draws from the seed's sample i · n on. The prompt is read once.
 
         Settings, with their defaults; values out of range raise ValueError, those of another type TypeError:
 
@@ -157,10 +181,12 @@ class GPT2:
         ' plays one small game'
         >>> model.generate(["A language", "A language model"], length=2)
         [' model plays', ' plays one']
+        >>> model.generate("A language", best_of=4, length=2, temperature=2, seed=1)
+        ' model plays'
         """
         if not _is_list_of_prompts(prompt):
-            return "".join(self.stream(prompt, **settings))
-        return [request.text for request in self._continue(prompt, settings)]
+            return self._continue([prompt], settings, best_of=best_of)[0].text
+        return [request.text for request in self._continue(prompt, settings, best_of=best_of)]
 
     def stream(self, prompt: Prompt, **settings: Unpack[Settings]) -> Stream:
         """The same as `generate` of one prompt, in pieces as they come. Why the text ended, `request` knows.
@@ -181,23 +207,55 @@ class GPT2:
         batch_size: int = 1,
         first: int = 0,
         progress: Callable[[int], object] = lambda tokens: None,
+        best_of: int = 1,
         **settings: Unpack[Settings],
     ) -> Iterator[str]:
         """Continue one prompt several times; yields the texts in order, `nsamples` of them, or without end if 0. The
         prompt is read once.
 
         batch_size: how many to generate at once, which only changes speed and memory: sample i, counted from `first`,
-        draws its random numbers from (seed, i) · progress: called with the number of tokens after each step. The
-        settings are those of `generate`.
+        draws its random numbers from (seed, i) · progress: called with the number of tokens after each step · best_of:
+        how many are drawn for each, of which the likeliest is given back. The settings are those of `generate`.
 
         >>> list(model.samples("A language", nsamples=2, length=4, seed=1, temperature=0))
         [' model plays one small', ' model plays one small']
         """
         check_whole("batch_size", batch_size, 1)
         check_whole("nsamples", nsamples, 0)
-        return samples(
-            Engine(self, slots=min(batch_size, nsamples or batch_size)), prompt, nsamples, first, progress, **settings
-        )
+        check_whole("best_of", best_of, 1)
+        slots = min(batch_size, int(nsamples) * int(best_of) or batch_size)
+        return samples(Engine(self, slots=slots), prompt, nsamples, first, progress, best_of, **settings)
+
+    def beam_search(
+        self,
+        prompt: Prompt,
+        beams: int = 4,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+        progress: Callable[[int], object] = lambda tokens: None,
+        **settings: Unpack[Settings],
+    ) -> Beam:
+        """Search for a continuation that is likely as a whole, among as many texts at a time as there are beams; what
+        `generate` takes token by token can be less likely. The prompt is read once.
+
+        beams: how many, 1 to 128, and to half of the vocabulary; one alone finds what `generate` writes ·
+        length_penalty: texts are compared by the sum of their tokens' log-probabilities, divided by their number to
+        this power, -10 to 10: above 0 the longer ones gain, below the shorter ones · early_stopping: False ends the
+        search once as many texts as there are beams have ended and none that goes on would be better as it is, True as
+        soon as they have ended, "never" once none could become better · progress: called after each step, with 1
+
+        Settings are those of `generate`: length=40, stop, ignore_eot, allow_special, skip_special, and what changes
+        logits, such as no_repeat_ngram_size, which here changes log-probabilities; those of drawing, and others that
+        have no part in it, raise ValueError. All of it is as in transformers, the score too. Past n_ctx, all beams go
+        on with their last n_ctx // 2 tokens, as texts do elsewhere, and scores go by what the model saw.
+
+        >>> found = model.beam_search("A language model", beams=3, length=4)
+        >>> found.text, found.tokens, len(found.others)
+        (' plays one small game', [417, 307, 436, 340], 2)
+        """
+        check_callable("progress", progress)
+        search = Search(beams, length_penalty, early_stopping)
+        return search_beams(self, prompt, search, progress, **settings)
 
     def score(
         self,
@@ -251,13 +309,21 @@ class GPT2:
         new = np.array([request.tokens for request in ended], np.int64)
         return new.reshape(*ids.shape[:-1], -1)
 
-    def _continue(self, prompts: Tokens[Prompt], settings: Settings, text: bool = True) -> Tokens[Request]:
-        """Continue several prompts to their ends, some at once, each by a sample of its own."""
-        first = parse_settings(settings)[0].sample
+    def _continue(
+        self, prompts: Tokens[Prompt], settings: Settings, text: bool = True, best_of: int = 1
+    ) -> Tokens[Request]:
+        """Continue several prompts to their ends, some at once, each by a sample of its own, the likeliest of some."""
+        sampling, _ = parse_settings(settings)
+        check_best_of(best_of, sampling)
         if not text:
             settings = settings | {"ignore_eot": True}
-        engine = Engine(self, slots=max(1, min(SLOTS, len(prompts))), text=text)
-        return run(engine, [engine.submit(one, **settings | {"sample": first + i}) for i, one in enumerate(prompts)])
+        engine = Engine(self, slots=max(1, min(SLOTS, len(prompts) * int(best_of))), text=text)
+        requests = [
+            engine.submit(prompt, **drawn)
+            for number, prompt in enumerate(prompts, sampling.sample)
+            for drawn in draws(settings, number, best_of)
+        ]
+        return list(likeliest(run(engine, requests), best_of))
 
     def logits(self, tokens: npt.ArrayLike) -> Array:
         """The model's logits for the token after each position.

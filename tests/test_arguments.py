@@ -59,6 +59,7 @@ WITH_SETTINGS = {
     "generate of several": lambda model, **settings: model.generate(["A", "B"], **settings),
     "stream": lambda model, **settings: model.stream("A", **settings),
     "samples": lambda model, **settings: model.samples("A", **settings),
+    "beam_search": lambda model, **settings: model.beam_search("A", **settings),
     "generate_tokens": lambda model, **settings: model.generate_tokens([1], **settings),
     "Engine.submit": lambda model, **settings: Engine(model).submit("A", **settings),
 }
@@ -77,12 +78,12 @@ CALLS = [
     ("text", FLAG, lambda model, value: Engine(model, text=value)),
     ("request", [5, None, "a", []], lambda model, value: Engine(model).cancel(value)),
     *(("prompt", TEXTS, lambda model, value, call=call: call(model, value)) for call in [
-        GPT2.generate, GPT2.stream, GPT2.samples, GPT2.next_logits, GPT2.prompt_tokens,
+        GPT2.generate, GPT2.stream, GPT2.samples, GPT2.beam_search, GPT2.next_logits, GPT2.prompt_tokens,
         lambda model, value: Engine(model).submit(value),
         lambda model, value: model.generate(["A", value]) if not isinstance(value, int) else model.generate(value),
     ]),
     *(("prompt", IDS, lambda model, value, call=call: call(model, value)) for call in [
-        GPT2.stream, GPT2.samples, GPT2.next_logits, GPT2.prompt_tokens,
+        GPT2.stream, GPT2.samples, GPT2.beam_search, GPT2.next_logits, GPT2.prompt_tokens,
     ]),
     *(("tokens", [*TEXTS, "abc", *IDS], lambda model, value, call=call: call(model, value)) for call in [
         GPT2.generate_tokens, GPT2.logits, GPT2.trace,
@@ -93,6 +94,12 @@ CALLS = [
     ("batch_size", [*WHOLE, None], lambda model, value: model.samples("A", batch_size=value)),
     ("first", [*WHOLE, None], lambda model, value: model.samples("A", first=value)),
     ("progress", FUNCTION, lambda model, value: model.samples("A", progress=value)),
+    ("best_of", [*WHOLE, None], lambda model, value: model.generate("A", best_of=value, temperature=1)),
+    ("best_of", [*WHOLE, None], lambda model, value: model.samples("A", best_of=value, temperature=1)),
+    ("beams", [*WHOLE, None], lambda model, value: model.beam_search("A", value)),
+    ("length_penalty", NUMBER, lambda model, value: model.beam_search("A", length_penalty=value)),
+    ("early_stopping", [1, 0, None, 1.0, []], lambda model, value: model.beam_search("A", early_stopping=value)),
+    ("progress", FUNCTION, lambda model, value: model.beam_search("A", progress=value)),
     ("text", [None, 0, b"abc", {"a": 1}, [1], ["a", None], [b"a"]], lambda model, value: model.score(value)),
     ("stride", WHOLE, lambda model, value: model.score("A", stride=value)),
     ("each", FUNCTION, lambda model, value: model.score("A", each=value)),

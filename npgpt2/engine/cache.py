@@ -64,10 +64,10 @@ class Slots:
                 kernels,
             )
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Let another slot begin with the same positions."""
+    def copy(self, source: int, target: int, length: int, start: int = 0) -> None:
+        """Let another slot begin with the same positions; those before `start` are the same already."""
         for array in (self.k, self.v):
-            array[:, target, :, :length] = array[:, source, :, :length]
+            array[:, target, :, start:length] = array[:, source, :, start:length]
 
     def clear(self, slot: int, start: int, stop: int) -> None:
         """Forget values that may not be finite, since weights of 0 don't hide those. Others may stay behind."""
