@@ -22,7 +22,8 @@ llm = pytest.importorskip("llm", reason="needs llm, which these models are for")
 from click.testing import CliRunner  # noqa: E402
 from llm.cli import cli  # noqa: E402
 
-PROMPT = "Once upon a time"
+PROMPT, SPECIAL = "Once upon a time", "<|endoftext|>"
+END = "He came home, and they lived happily ever after."
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +221,9 @@ VALUES = {
     "seed": ("3", 3),
     "sample": ("4", 4),
 }
-# With which each of them changes the text.
 BASE = {"temperature": 1.0, "seed": 1, "length": 40}
-ENDS = "He came home, and they lived happily.<|endoftext|>"
+# A text that the model ends, with seed 104 after 16 tokens.
+ENDING = {"ignore_eot", "skip_special", "min_tokens"}
 
 
 def test_every_setting_is_an_option_with_what_the_library_says_of_it():
@@ -244,10 +245,13 @@ def test_every_setting_is_an_option_with_what_the_library_says_of_it():
 @pytest.mark.parametrize("name", VALUES)
 def test_an_option_does_what_the_setting_does(name, bundled):
     text, value = VALUES[name]
-    prompt = ENDS if name in ("ignore_eot", "allow_special", "skip_special", "min_tokens") else PROMPT
-    base = {option: str(setting) for option, setting in BASE.items()} | {name: text}
-    arguments = [word for option, setting in base.items() for word in ("-o", option, setting)]
-    assert said("-m", "npgpt2", prompt, *arguments) == bundled.generate(prompt, **BASE | {name: value})
+    prompt, base = (
+        (END, BASE | {"seed": 104}) if name in ENDING else (PROMPT + SPECIAL * (name == "allow_special"), BASE)
+    )
+    expected = bundled.generate(prompt, **base | {name: value})
+    assert expected != bundled.generate(prompt, **base), "a value that changes the text"
+    given = {option: str(setting) for option, setting in base.items()} | {name: text}
+    assert said("-m", "npgpt2", prompt, *(word for pair in given.items() for word in ("-o", *pair))) == expected
 
 
 def test_several_stop_strings_are_a_list_in_json(bundled):
