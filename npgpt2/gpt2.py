@@ -111,7 +111,11 @@ class GPT2:
 
     def __repr__(self) -> str:
         """Its file, types and sizes, for which no array is looked at."""
-        what = f"{self._source!r}, {self.weights.dtype}" if isinstance(self.weights, Weights) else "arrays"
+        what = "arrays"
+        if isinstance(self.weights, Weights):
+            what = f"{self._source!r}, {self.weights.dtype}"
+            if "wte/scales" in self.weights and "int8" not in self.weights.dtype:
+                what += " rounded to int8"
         sizes = ", ".join(f"{name}={size}" for name, size in self.hparams._asdict().items())
         return f"<GPT2 of {what}: {sizes}>"
 

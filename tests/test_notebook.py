@@ -27,7 +27,7 @@ HOSTILE = """</iframe><script>window.run = 1</script>" onload="window.run = 2" '
 def test_a_model_says_its_file_types_and_sizes(tiny, model):
     sizes = "n_vocab=520, n_ctx=192, n_embd=48, n_head=4, n_layer=2"
     assert repr(model) == f"<GPT2 of '{tiny}', float32: {sizes}>"
-    assert repr(npgpt2.load(tiny, dtype="int8")) == f"<GPT2 of '{tiny}', float32 and int8: {sizes}>"
+    assert repr(npgpt2.load(tiny, dtype="int8")) == f"<GPT2 of '{tiny}', float32 rounded to int8: {sizes}>"
     assert repr(npgpt2.GPT2(dict(model.weights), model.hparams)) == f"<GPT2 of arrays: {sizes}>"
     assert "float16: n_vocab=4096" in repr(npgpt2.load())
 

@@ -172,9 +172,8 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
 
     @property
     def dtype(self) -> str:
-        """The types of the model's variables, as the file stores them or they are rounded: float32, float16, int8."""
-        types = {"int8" if name in self._rounded else stored.dtype.name for name, stored in self._stored.items()}
-        return " and ".join(sorted(types))
+        """The types in which the file stores the model's variables: float32, float16, int8."""
+        return " and ".join(sorted({stored.dtype.name for stored in self._stored.values()}))
 
     @property
     def parameters(self) -> int:
