@@ -200,6 +200,16 @@ def pair(tmp_path_factory):
     return load(convert(folder, folder / "model.npz", vocabulary=False).path), model
 
 
+def in_their_names(settings):
+    """Settings as transformers' `generate` takes them."""
+    named = {name: value for name, value in settings.items() if name not in ("logit_bias", "min_tokens")}
+    if bias := settings.get("logit_bias"):
+        named["sequence_bias"] = {(token,): value for token, value in bias.items()}
+    if least := settings.get("min_tokens"):
+        named["min_new_tokens"] = least
+    return named
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -213,11 +223,7 @@ def pair(tmp_path_factory):
 )
 def test_greedy_texts_are_those_of_transformers_own_loop(pair, settings):
     ours, model = pair
-    named = {name: value for name, value in settings.items() if name in ("repetition_penalty", "no_repeat_ngram_size")}
-    if bias := settings.get("logit_bias"):
-        named["sequence_bias"] = {(token,): value for token, value in bias.items()}
-    if least := settings.get("min_tokens"):
-        named["min_new_tokens"] = least
+    named = in_their_names(settings)
     for seed in range(4):
         prompt = np.random.default_rng(seed).integers(0, V, 10).tolist()
         said = model.generate(
@@ -228,3 +234,36 @@ def test_greedy_texts_are_those_of_transformers_own_loop(pair, settings):
         while engine.busy:
             engine.step()
         assert request.tokens == said
+
+
+def test_what_transformers_own_loop_draws_from_is_what_we_would_draw_from(pair):
+    """From its logits, step by step, with all settings that it has at once, whose order is its own here. It computes in
+    float32, so that now and then a token at the border is kept here and not there.
+    """
+    _, model = pair
+    steps = differ = 0
+    for seed in range(12):
+        rng = np.random.default_rng((seed, 3))
+        settings = {
+            name: values[rng.integers(len(values))] for name, values in VALUES.items() if "_penalty" not in name
+        }
+        settings |= {"repetition_penalty": float(rng.choice([0.8, 1.3])), "top_k": 60, "top_p": 0.97, "typical_p": 0.9}
+        prompt = rng.integers(0, 12, 10).tolist()
+        torch.manual_seed(seed)
+        said = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, 10), max_new_tokens=40, do_sample=True,
+            pad_token_id=0, eos_token_id=ENDS, return_dict_in_generate=True, output_scores=True, output_logits=True,
+            **in_their_names(settings),
+        )  # fmt: skip
+        written = Written(prompt, V, ENDS)
+        for token, logits, scores in zip(said.sequences[0, 10:].tolist(), said.logits, said.scores, strict=True):
+            ours = probabilities(Sampling(**settings), logits[0].numpy(), written)
+            drawn = scores[0].softmax(-1).numpy()
+            if np.array_equal(ours > 0, drawn > 0):
+                np.testing.assert_allclose(ours, drawn, rtol=1e-4, atol=1e-9, err_msg=str(settings))
+            else:
+                differ += 1
+            steps += 1
+            written.append(token)
+    assert steps > 200
+    assert differ <= steps // 100
