@@ -62,15 +62,17 @@ def naive_search(
     return [(text, score) for score, text in ended], steps
 
 
-def case(seed):
+def case(model, seed):
+    """A prompt, the tokens with which its texts end, often, and all that is asked, at random."""
     rng = np.random.default_rng(seed)
     prompt = rng.integers(0, SIZES.n_vocab, rng.integers(1, 10)).tolist()
-    ends = ((), (3,), (3, 17, 20))[seed % 3]
+    likely = np.argsort(-model.logits(prompt)[-1])
+    ends = tuple(likely[2 : 2 + seed % 4].tolist())
     settings = {
         "beams": int(rng.integers(2, 7)),
         "length": int(rng.integers(1, 26)),  # past the window
-        "length_penalty": [-1.0, 0.0, 1.0, 2.0][seed % 4],
-        "early_stopping": [False, True, "never"][seed // 3 % 3],
+        "length_penalty": [-1.0, 0.0, 1.0, 2.0][seed // 3 % 4],
+        "early_stopping": [False, True, "never"][seed % 3],
         "repetition_penalty": float(rng.choice([1.0, 1.3])),
         "no_repeat_ngram_size": int(rng.choice([0, 2])),
     }
@@ -95,15 +97,31 @@ def copies(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", range(48))
 def test_the_texts_are_those_of_a_search_that_reads_everything_anew(small, seed):
-    prompt, ends, settings = case(seed)
+    prompt, ends, settings = case(small, seed)
     small.special = SpecialTokens(end=ends)
     expected, _ = naive_search(small, prompt, ends=ends, **settings)
     best = small.beam_search(prompt, **settings)
     found = [best, *best.others]
     assert [beam.tokens for beam in found] == [tokens for tokens, _ in expected]
     np.testing.assert_allclose([beam.score for beam in found], [score for _, score in expected], rtol=1e-4)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.0])
+def test_a_search_goes_on_as_long_as_its_rule_says(length_penalty, early_stopping):
+    """In a model that is so sure of some tokens that longer texts still win, with ends that are likely."""
+    sure = random_model(SIZES, seed=1, scale=1.2)
+    for seed in (3, 5, 22, 51, 61, 77):
+        prompt = np.random.default_rng(seed).integers(0, SIZES.n_vocab, 5).tolist()
+        ends = tuple(np.argsort(-sure.logits(prompt)[-1])[1:4].tolist())
+        settings = {"beams": 2 + seed % 3, "length": 10, "length_penalty": length_penalty}
+        settings["early_stopping"] = early_stopping
+        sure.special = SpecialTokens(end=ends)
+        expected, _ = naive_search(sure, prompt, ends=ends, **settings)
+        best = sure.beam_search(prompt, **settings)
+        assert [beam.tokens for beam in (best, *best.others)] == [tokens for tokens, _ in expected]
 
 
 def test_what_is_found_is_likelier_than_what_is_likeliest_at_each_step(small):
@@ -121,7 +139,7 @@ def test_what_is_found_is_likelier_than_what_is_likeliest_at_each_step(small):
 def test_a_single_beam_writes_what_generate_does(small, model, settings, early_stopping):
     small.special = SpecialTokens(end=(3,))
     for seed in range(8):
-        prompt = case(seed)[0]
+        prompt = case(small, seed)[0]
         engine = npgpt2.Engine(small, text=False)
         request = engine.submit(prompt, length=20, **settings)
         while engine.busy:
