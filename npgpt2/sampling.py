@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
-from typing import Any, ClassVar, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -94,10 +95,6 @@ class Sampling:
     seed: int | None = None
     sample: int = 0
 
-    # The steps that are not off, listed once, since every token takes them. ClassVar keeps them from being settings.
-    _processors: ClassVar[list[tuple[Step, Any]]]
-    _filters: ClassVar[list[tuple[Step, Any]]]
-
     def __post_init__(self) -> None:
         for name, more in WHOLE.items():
             check_whole(name, getattr(self, name), 0, more)
@@ -112,8 +109,14 @@ class Sampling:
             object.__setattr__(self, name, float(value))
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", parse_bias(self.logit_bias) or None)
-        object.__setattr__(self, "_processors", self.steps(PROCESSORS))
-        object.__setattr__(self, "_filters", self.steps(FILTERS))
+
+    @cached_property  # since every token takes them
+    def _processors(self) -> list[tuple[Step, Any]]:
+        return self.steps(PROCESSORS)
+
+    @cached_property
+    def _filters(self) -> list[tuple[Step, Any]]:
+        return self.steps(FILTERS)
 
     def steps(self, row: Mapping[str, Step]) -> list[tuple[Step, Any]]:
         """Those of `PROCESSORS` or `FILTERS` that are not off, each with its setting.

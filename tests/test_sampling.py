@@ -355,7 +355,8 @@ def test_what_is_off_costs_neither_memory_nor_a_look_at_the_settings(settings, m
     logits, among = np.random.default_rng(0).normal(size=n_vocab).astype("f"), np.arange(n_vocab - 10)
     sampling = Sampling(**settings)
     rng = sampling.generator()
-    monkeypatch.setattr(Sampling, "steps", None)  # which was asked once
+    sampling.choose(logits, rng, among)
+    monkeypatch.setattr(Sampling, "steps", None)  # which the first token has asked
     # Whether the logits are finite is a byte for each, those that can be drawn are copied, 4 bytes, and once by top-k.
     assert allocated_peak(lambda: sampling.choose(logits, rng, among)) < 10.5 * n_vocab
     monkeypatch.setattr("npgpt2.sampling.PROCESSORS", None)
