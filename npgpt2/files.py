@@ -105,18 +105,10 @@ def _new_name(path: Path) -> Path:
 def _create_locked(path: Path) -> BinaryIO | None:
     """Create a file that nobody takes for one that was left behind; None where somebody did before it was locked."""
     file = open(path, "xb")  # noqa: SIM115, the caller closes it
-    if HAS_LOCKS:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = path.exists()
-        except BlockingIOError:
-            found = False
-        except OSError:  # a disk without locks, on which nothing is cleared either
-            return file
-        if not found:
-            file.close()
-            return None
-    return file
+    if lock(file) and path.exists():  # without locks, nothing is cleared either
+        return file
+    file.close()
+    return None
 
 
 def lock(file: BinaryIO) -> bool:

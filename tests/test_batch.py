@@ -587,6 +587,16 @@ def begun(output, process, size=0):
         time.sleep(0.005)
 
 
+def goes_on(path, output, tiny, expected):
+    """Run again, to the end, which adds what is missing to what is there."""
+    left = output.read_bytes()
+    process = start(path, "-o", output, "-m", tiny)
+    assert process.wait(timeout=300) == 0
+    process.communicate()
+    assert output.read_bytes().startswith(left)
+    assert same(output.read_bytes(), expected)
+
+
 def test_kills_at_random_moments_lose_no_line_and_repeat_none(many, output, tiny):
     """Thirty times, from the first moment on; then the run is let go on to its end."""
     path, expected = many
@@ -621,11 +631,7 @@ def test_ctrl_c_ends_it_with_whole_lines_and_it_goes_on(many, output, tiny):
     left = output.read_bytes()
     assert left[-1:] in (b"\n", b"")
     assert left.count(b"\n") < 1200
-    process = start(path, "-o", output, "-m", tiny)
-    assert process.wait(timeout=300) == 0
-    process.communicate()
-    assert output.read_bytes().startswith(left)
-    assert same(output.read_bytes(), expected)
+    goes_on(path, output, tiny, expected)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits of files' sizes")
@@ -642,11 +648,7 @@ def test_a_full_disk_ends_it_with_whole_lines_and_it_goes_on(many, output, tiny)
     left = output.read_bytes()
     assert left.endswith(b"\n")
     assert limit - 5000 < len(left) <= limit
-    process = start(path, "-o", output, "-m", tiny)
-    assert process.wait(timeout=300) == 0
-    process.communicate()
-    assert output.read_bytes().startswith(left)
-    assert same(output.read_bytes(), expected)
+    goes_on(path, output, tiny, expected)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no locks that npgpt2 uses")

@@ -18,6 +18,7 @@ from npgpt2.cli.common import (
     add_model_to_run,
     at_least,
     drawing,
+    option,
     to_text,
 )
 from npgpt2.models import find_model
@@ -68,8 +69,7 @@ def read_settings(args: argparse.Namespace) -> dict[str, Any] | None:
     given = {name: value for name, value in values.items() if value != args.parser.get_default(name)}
     if not args.lines:
         for name in given:
-            option = f"--{name.replace('_', '-')}"
-            args.parser.error(f"{option} is a setting for --lines; without that, each line has its own")
+            args.parser.error(f"{option(name)} is a setting for --lines; without that, each line has its own")
         return None
     given = {"length": args.length, **given, **drawing(args)}
     if "stop" in given:

@@ -61,6 +61,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def option(name: str) -> str:
+    """How a setting is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def token_bias(text: str) -> tuple[int, float]:
     """An argument type: a token's id and what to add to its logit, as ID=BIAS."""
     token, _, bias = text.partition("=")
@@ -150,7 +155,7 @@ def add_distribution(parser: Parser, temperature: float) -> None:
     """The options that `drawing` reads: what tokens are drawn from."""
     for name, (kind, help) in DRAWING.items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}",
+            option(name),
             type=kind,
             default=getattr(Sampling(temperature), name),
             metavar="X" if kind is float else "N",

@@ -23,6 +23,7 @@ from npgpt2.cli.common import (
     drawing,
     open_model,
     open_output,
+    option,
     read_prompt,
     to_text,
     warn_of_special,
@@ -166,10 +167,6 @@ def searching(args: argparse.Namespace) -> Search | None:
         return Search(args.beams, **given)
     except ValueError as error:
         parser.error(str(error))
-
-
-def option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def run_generate(args: argparse.Namespace) -> None:
