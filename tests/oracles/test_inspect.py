@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -19,32 +18,22 @@ from npgpt2.samplers import Written
 from npgpt2.sampling import Sampling
 from npgpt2.study.report import make_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, which drives the browser")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
+pytest.importorskip("selenium", reason="needs selenium, which drives the browser")
+from pages import (
+    ActionChains,
+    Keys,
+    Select,
+    WebDriverWait,
+    assert_percent,
+    contrasts,
+    find,
+    find_all,
+    label,
+    set_slider,
 )
 
 PROMPT = "Once upon a time there was a king who had three sons,\nand the youngest of them went into the forest — alone."
 HOSTILE = """</script><script>window.run = 1</script><img src=x onerror="window.run = 2"><svg onload=window.run=3>"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -83,35 +72,6 @@ def shown(browser, page):
     return show(browser, page)
 
 
-def find(browser, css):
-    return browser.find_element(By.CSS_SELECTOR, css)
-
-
-def find_all(browser, css):
-    return browser.find_elements(By.CSS_SELECTOR, css)
-
-
-def set_slider(browser, name, value):
-    """With the keyboard: to the least, then step by step."""
-    slider = find(browser, f"#{name}")
-    step, least = float(slider.get_attribute("step")), float(slider.get_attribute("min"))
-    slider.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * round((value - least) / step))
-    assert float(slider.get_attribute("value")) == pytest.approx(value)
-
-
-def percent(text):
-    """Of 100, and by how much it may be off, as it is rounded."""
-    digits = re.fullmatch(r"([\d.]+(?:e-\d+)?) %", text)[1]
-    mantissa, _, exponent = digits.partition("e")
-    decimals = len(mantissa.partition(".")[2])
-    return float(digits), 0.51 * 10 ** (int(exponent or 0) - decimals)
-
-
-def assert_percent(text, p, slack=0.0):
-    value, rounding = percent(text)
-    assert abs(value - 100 * p) <= rounding + 100 * slack, (text, p)
-
-
 def bars(browser):
     """The bars that are left: (label, percentage as text)."""
     rows = browser.execute_script(
@@ -132,15 +92,6 @@ def choose(browser, position):
     actions.click(find_all(browser, "#text .token")[position])
     actions.w3c_actions.pointer_action.move_to_location(2, 2)
     actions.perform()
-
-
-def label(model, token):
-    """How the page writes a token: what is white space as a sign, and pieces of a character by their bytes."""
-    raw = model.tokenizer.decode_bytes([token])
-    try:
-        return raw.decode().replace(" ", "␣").replace("\n", "↵")
-    except UnicodeDecodeError:
-        return "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 # ---- Loading
@@ -485,44 +436,12 @@ def test_a_step_leads_to_the_source_of_its_kernel(shown, tokens):
 # ---- Screens
 
 
-@pytest.fixture
-def screen(browser):
-    """Make the screen as wide as this, and light or dark; afterwards as before."""
-
-    def change(width, scheme):
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-    yield change
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-
-
 @pytest.mark.parametrize("width", [400, 1280])
 def test_nothing_is_wider_than_the_screen(shown, screen, width):
     screen(width, "light")
     assert shown.execute_script("return document.documentElement.scrollWidth") <= width
     for token in find_all(shown, "#text .token")[::5]:
         assert token.rect["x"] + token.rect["width"] <= width
-
-
-LUMINANCE = """
-const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-const luminance = (...colours) => {
-  for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
-  const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)
-    .map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-};
-const panel = getComputedStyle(document.querySelector("section")).backgroundColor;
-return [...document.querySelectorAll(arguments[0])].map(element => {
-  const style = getComputedStyle(element);
-  const [a, b] = [luminance(panel, style.backgroundColor), luminance(style.color)];
-  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-});
-"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -535,7 +454,7 @@ def test_text_stands_out_from_what_it_is_printed_on(shown, screen, scheme):
         "document.querySelector('.lens td').style.setProperty('--heat', 1)"
     )
     for css in ("#text .token", "#seen .token", ".lens td", ".dim", ".hint", ".bars .value", "a"):
-        contrast = shown.execute_script(LUMINANCE, css)
+        contrast = contrasts(shown, css, panel="section")
         assert contrast
         assert min(contrast) >= 4.5, (css, min(contrast))
 

@@ -1,7 +1,6 @@
 """A notebook, executed as Jupyter does it, and what it shows of a trace in a real browser, as in test_inspect.py."""
 
 import pytest
-import test_inspect
 from test_inspect import Select, WebDriverWait, assert_percent, bars, find, find_all, label, set_slider
 
 from npgpt2 import load
@@ -10,7 +9,6 @@ from npgpt2.sampling import Sampling
 nbclient = pytest.importorskip("nbclient", reason="needs nbclient, which executes notebooks")
 nbformat = pytest.importorskip("nbformat", reason="needs nbformat, which makes notebooks")
 pytest.importorskip("ipykernel", reason="needs ipykernel, in which notebooks run")
-browser, needs_browser = test_inspect.browser, test_inspect.pytestmark
 
 TEXTS = ["Once upon a time there was a king who had three sons", "The wolf looked at the girl, and said </iframe><i>"]
 CELLS = [
@@ -81,7 +79,6 @@ def frames(browser, page):
     return frames
 
 
-@needs_browser
 def test_the_views_draw_in_their_frames_with_the_librarys_figures(browser, frames, storyteller):
     for frame, text in zip(frames, TEXTS, strict=True):
         browser.switch_to.frame(frame)
@@ -108,7 +105,6 @@ def test_the_views_draw_in_their_frames_with_the_librarys_figures(browser, frame
     assert browser.get_log("browser") == []
 
 
-@needs_browser
 def test_nothing_gets_into_a_frame_or_out_of_it(browser, frames):
     assert browser.execute_script("return [data, state, choose]") == ["of the notebook"] * 3
     assert browser.execute_script("return document.styleSheets.length") == 1
@@ -129,7 +125,6 @@ def test_nothing_gets_into_a_frame_or_out_of_it(browser, frames):
     browser.switch_to.default_content()
 
 
-@needs_browser
 def test_two_frames_do_not_disturb_each_other(browser, frames):
     def seen(frame):
         browser.switch_to.frame(frame)
@@ -148,7 +143,6 @@ def test_two_frames_do_not_disturb_each_other(browser, frames):
     assert "5 of 4,096" in after[1][1]
 
 
-@needs_browser
 def test_a_steps_link_leads_to_its_source_within_the_frame(browser, frames):
     browser.switch_to.frame(frames[0])
     find(browser, "a[href='#kernel-gelu']").click()
