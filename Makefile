@@ -30,13 +30,23 @@ oracles: .venv-oracles/oracles-ready
 	.venv-oracles/bin/python -m pytest --override-ini addopts=-ra --override-ini filterwarnings= tests/oracles
 
 # Speed and memory with a model of 124M's size, beside other engines and what the machine can do at best, in a quarter of
-# an hour. Wants an idle machine. llama.cpp is compiled for this processor, which takes longer than that, once.
-bench: .venv-bench/bench-ready .venv-bench/llama-tried
-	.venv-bench/bin/python tools/benchmark.py
+# an hour. Wants an idle machine. llama.cpp is compiled for this processor, which takes longer than that, once; and once
+# more without AVX-512 for `make bench ISA=avx2`, which shows how all engines do on processors that have AVX2 alone.
+ISA ?= native
+bench: .venv-bench/bench-ready .venv-bench/llama-$(ISA)-tried
+	.venv-bench/bin/python tools/benchmark.py --isa $(ISA)
 
-.venv-bench/llama-tried: .venv-bench/bench-ready
-	CMAKE_ARGS=-DGGML_NATIVE=ON $(@D)/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python \
-		|| echo "llama.cpp can't be compiled here, and is left out"
+# pip keeps what it has compiled, whatever it was compiled for: hence without its cache.
+LLAMA = -m pip install --quiet --disable-pip-version-check --no-cache-dir llama-cpp-python
+LLAMA_FAILED = echo "llama.cpp can't be compiled here, and is left out"
+
+.venv-bench/llama-native-tried: .venv-bench/bench-ready
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=ON" $(@D)/bin/python $(LLAMA) || $(LLAMA_FAILED)
+	touch $@
+
+.venv-bench/llama-avx2-tried: .venv-bench/llama-native-tried
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_AVX512=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON" \
+		$(@D)/bin/python $(LLAMA) --no-deps --target $(@D)/llama-avx2 || $(LLAMA_FAILED)
 	touch $@
 
 %/ready: setup.cfg

@@ -1,6 +1,6 @@
 """Measure npgpt2 on a model of GPT-2 124M's shapes, beside other engines and what this machine could do at best.
 
-    python tools/benchmark.py [--folder DIR] [--engines NAME,…] [--beside CHECKOUT] [--rounds N] [--json FILE] …
+    python tools/benchmark.py [--folder DIR] [--engines NAME,…] [--beside CHECKOUT] [--isa ISA] [--rounds N] …
 
 Run it where npgpt2 is installed, on a machine with 6 GB of free memory, 4 GB of disk and nothing else to do. The
 weights are random and written by TensorFlow, which is needed the first time only; a checkpoint that is in the folder
@@ -10,6 +10,9 @@ See `engines.py`. What npgpt2 does alone is in `stages.py`.
 
 --beside takes a checkout of another version of npgpt2, which takes its turns like an engine, through its own
 `tools/engines.py`. Whether a change costs anything is said in minutes by `--engines npgpt2 --beside CHECKOUT`.
+
+--isa avx2 runs everything as on a processor that has AVX2 alone; see `isa.py`. What each engine really computes with is
+asked of it, and stands above the table, whose figures are those of one processor and its kernels.
 
 Every engine runs in a process of its own, on as many threads as npgpt2 uses. For each figure they take turns; a
 round goes through all figures, and the next begins with new processes. Figures are medians, of the steps in a turn and
@@ -27,6 +30,7 @@ small, npgpt2 is. The limits, which take their turns like the engines:
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -40,6 +44,7 @@ from statistics import median
 from typing import NamedTuple
 
 from engines import ENGINES, TOKENIZERS, missing_packages
+from isa import ISAS, describe_kernels, run_again
 from machine import describe_machine, run, say, start_python
 from stages import READ_ONCE
 
@@ -225,9 +230,10 @@ def some_english(folder):
     return path
 
 
-def describe_versions():
-    """The machine, and the packages that take part or are missing."""
-    machine = describe_machine() | {"threads": f"{THREADS} in each engine"}
+def describe_versions(isa, kernels):
+    """The machine, what each engine computes with on it, and the packages that take part or are missing."""
+    machine = describe_machine() | {"threads": f"{THREADS} in each engine", "instruction set": isa}
+    machine |= {f"  {engine}": said for engine, said in kernels.items() if engine != "limit"}
     for package in ("torch", "transformers", "ctranslate2", "llama-cpp-python", "tiktoken", "tokenizers"):
         with suppress(PackageNotFoundError):
             machine[package] = version(package)
@@ -268,6 +274,7 @@ def parse_arguments():
     names = f"which to measure, of {', '.join(ENGINES)} (default: all that are installed; npgpt2 always)"
     parser.add_argument("--engines", type=lambda names: names.split(","), metavar="NAME,…", help=names)
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another version of npgpt2 to measure as well")
+    parser.add_argument("--isa", choices=ISAS, default="native", help="the instructions to keep to (default: native)")
     parser.add_argument("--rounds", type=int, default=5, help="how often all is measured (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
     args = parser.parse_args()
@@ -279,6 +286,8 @@ def parse_arguments():
             parser.error(f"there is no engine {engine!r}, but {', '.join(ENGINES)}")
         if missing := missing_packages(engine):
             parser.error(f"{engine} needs {', '.join(missing)}, which are not installed")
+    if args.isa == "avx2" and platform.machine() not in ("x86_64", "AMD64"):
+        parser.error(f"--isa avx2 is of x86 processors, and this is {platform.machine()}")
     if args.rounds < 1:
         parser.error(f"--rounds is {args.rounds}, where at least 1 is expected")
     return args
@@ -297,6 +306,7 @@ def choose_columns(engines, checkout):
 
 def main():
     args = parse_arguments()
+    run_again(args.isa)
     folder = args.folder.resolve()
     columns = choose_columns(args.engines, args.beside)
     others = [part for column in columns if column.checkout for part in (column.title, column.checkout)]
@@ -314,6 +324,7 @@ def main():
         stage("checkpoint")
     conversion = stage("convert")
     write_files(folder, columns)
+    kernels = describe_kernels(args.isa, [column.engine for column in columns], folder)
     float32, int8 = engine_rows(ask_engines(folder, columns, args.rounds))
     values = {figure: row["npgpt2"] for figure, _, row in float32}
     vocabulary, text = (args.vocab or folder).resolve(), (args.text or some_english(folder)).resolve()
@@ -325,6 +336,7 @@ def main():
         "a file of requests": [*stage("batches"), *stage("batch_memory")],
         "whole processes": whole_processes(folder, columns, args.rounds),
         "npgpt2, step by step": conversion + stage("start"),
+        "npgpt2, the parts of a pass": stage("parts"),
         "npgpt2, in two ways": [
             ("decode, context 1000, beside context 32", "ms/token", {"npgpt2": far, "beside": near}),
             *stage("two_ways"),
@@ -333,7 +345,7 @@ def main():
         f"tokenizers, vocabulary of {vocabulary.name}": tokenizers(columns, vocabulary, text, args.rounds),
     }
     sections = {title: list(with_ratios(rows)) for title, rows in sections.items()}
-    machine = describe_versions()
+    machine = describe_versions(args.isa, kernels)
 
     print("\n".join(f"{name:<16}  {value}" for name, value in machine.items()))
     print("\nIn brackets: how many times as fast, or as small, npgpt2 is.")

@@ -9,6 +9,7 @@ turns in the stages that are about commands, and has a column of that name. "che
 import json
 import os
 import sys
+from collections import defaultdict
 from itertools import islice, pairwise, product
 from pathlib import Path
 from statistics import median
@@ -18,7 +19,10 @@ import numpy as np
 from machine import copy_to_disk, resident_bytes, run, seconds
 
 import npgpt2
+from npgpt2 import kernels
+from npgpt2.engine.cache import Reading
 from npgpt2.model import HParams, variable_shapes
+from npgpt2.sampling import Sampling
 from npgpt2.tokenizer import BYTE_CHARACTERS
 from npgpt2.vocabulary import END_OF_TEXT
 
@@ -147,6 +151,40 @@ def two_ways(folder, _):
     yield beside("repetition, beside no guesses", lambda: repeated(True), lambda: repeated(False))
 
 
+def parts(folder, _):
+    """What a pass takes its time for, in all of its layers together. The loop is what is left."""
+    model, took = npgpt2.load(folder / "model.npz"), defaultdict(float)
+    for place, name, part in (
+        (kernels, "linear", "products"),
+        (Reading, "attend", "attention"),
+        (kernels, "layer_norm", "norms"),
+        (kernels, "gelu", "GELU"),
+        (Sampling, "choose", "sampling"),
+    ):
+        setattr(place, name, timed(getattr(place, name), took, part))
+    passes = {f"{rows} of context {CONTEXT}": writing_steps(model, [CONTEXT] * rows) for rows in (1, 8)}
+    for title, steps in {**passes, "prefill of 512": reading_steps(model, 512)}.items():
+        each = []
+        for step in steps:
+            took.clear()
+            whole = seconds(step)
+            each.append({"a pass": whole, **took, "the loop": whole - sum(took.values())})
+        for part in each[0]:
+            yield f"{title}: {part}", "ms", {"npgpt2": 1e3 * median(pass_[part] for pass_ in each)}
+
+
+def timed(function, took, part):
+    """The same function, whose seconds are added to a part's."""
+
+    def call(*arguments):
+        start = perf_counter()
+        result = function(*arguments)
+        took[part] += perf_counter() - start
+        return result
+
+    return call
+
+
 def many_callers(folder, _):
     """A long prompt that arrives while others write, and others whose lengths differ."""
     model = npgpt2.load(folder / "model.npz")
@@ -198,9 +236,22 @@ def waits(engine, writers, going):
 
 def writing(model, contexts):
     """Seconds of a step in which sequences of such lengths write."""
+    return median(map(seconds, writing_steps(model, contexts)))
+
+
+def writing_steps(model, contexts):
     engine = npgpt2.Engine(model, chunk=sum(contexts), text=False)
     start_writing(engine, contexts)
-    return median(seconds(engine.step) for _ in range(16))
+    yield from [engine.step] * 16
+
+
+def reading_steps(model, context):
+    """Each of which reads a prompt, in an engine of its own; after a first that doesn't count."""
+    engines = [npgpt2.Engine(model, slots=1, text=False) for _ in range(4)]
+    for engine in engines:
+        engine.submit(random_tokens(context), length=1)
+    engines[0].step()
+    yield from [engine.step for engine in engines[1:]]
 
 
 def start_writing(engine, contexts):
@@ -304,7 +355,7 @@ def beside(figure, one, other, times=5):
 
 STAGES = {
     stage.__name__: stage
-    for stage in (checkpoint, convert, start, two_ways, many_callers, batches, batch_memory, growth)
+    for stage in (checkpoint, convert, start, parts, two_ways, many_callers, batches, batch_memory, growth)
 }
 
 
