@@ -185,7 +185,7 @@ class GPT2:
         ' plays one small game'
         >>> model.generate(["A language", "A language model"], length=2)
         [' model plays', ' plays one']
-        >>> model.generate("A language", best_of=4, length=2, temperature=2, seed=1)
+        >>> model.generate("A language", best_of=4, length=2, temperature=2, seed=2)
         ' model plays'
         """
         if not _is_list_of_prompts(prompt):

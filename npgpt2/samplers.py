@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from npgpt2.checks import is_whole, wrong_type
+
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.floating]
 Probabilities = npt.NDArray[np.float64]
@@ -90,6 +92,21 @@ def add_bias(candidates: Candidates, bias: Mapping[int, float]) -> Candidates:
     check_bias(bias, candidates.logits.size)
     places = list(bias)
     return candidates.change(places, candidates.logits[places] + np.array([*bias.values()]))
+
+
+def parse_bias(bias: object) -> dict[int, float]:
+    """A mapping from token ids to what is added to their logits, as Python's numbers, once it is one."""
+    if not isinstance(bias, Mapping):
+        raise wrong_type("logit_bias", bias, "a mapping from token ids to numbers")
+    for token, value in bias.items():
+        if not is_whole(token):
+            raise TypeError(f"logit_bias has {token!r}, where a token id, a whole number, is expected")
+        if not is_whole(value) and not isinstance(value, float | np.floating):
+            raise TypeError(f"logit_bias has {value!r} for token {token}, where a number is expected")
+        if token < 0 or not -100 <= value <= 100:
+            pair = f"logit_bias has {value} for token {token}"
+            raise ValueError(f"{pair}, where numbers from -100 to 100 for ids from 0 on are expected")
+    return {int(token): float(value) for token, value in bias.items()}
 
 
 def check_bias(bias: Mapping[int, float] | None, n_vocab: int) -> None:

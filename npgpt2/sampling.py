@@ -1,19 +1,23 @@
 """From logits to the next token: the settings, what they leave of the choice, and a draw.
 
-What each setting does is in `samplers.py`, a function each.
+What each setting does is in `samplers.py`, a function each. The draw is a race: every token waits for a time that is
+random, and shorter the likelier the token is; the one that waits least is drawn. All tokens' times are functions of the
+seed, the sample, the place in the text and the token, so that a draw depends on nothing that came before it, and
+probabilities that differ in their last digits nearly never lead to another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
-from npgpt2.checks import check_number, check_whole, is_whole, wrong_type
+from npgpt2.checks import check_number, check_whole
 from npgpt2.samplers import (
     FILTERS,
     NOTHING,
@@ -25,6 +29,7 @@ from npgpt2.samplers import (
     Step,
     Written,
     drop_banned,
+    parse_bias,
     probabilities_of,
 )
 
@@ -46,6 +51,9 @@ class SamplingSettings(TypedDict, total=False):
     seed: int | None
     sample: int
 
+
+# What SplitMix64 adds from one number to the next: 2**64 divided by the golden ratio.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 # What the numbers can be. What isn't in them, as NaN never is, raises ValueError.
 WHOLE = {"top_k": " (0 keeps all)", "no_repeat_ngram_size": " (0 bans nothing)", "min_tokens": "", "sample": ""}
@@ -176,44 +184,81 @@ class Sampling:
         return list(zip(tokens[order].tolist(), probabilities[order].tolist(), strict=True))
 
     def choose(
-        self, logits: Logits, rng: np.random.Generator, among: Ids | None = None, written: Written | None = None
+        self, logits: Logits, number: np.uint64, among: Ids | None = None, written: Written | None = None
     ) -> int:
-        """Draw the next token, one of `candidates`. Takes one number from `rng`, or none where there is no choice.
+        """Draw the next token, one of `candidates`. number: what the draw depends on, see `numbers`.
 
-        >>> Sampling().choose(np.float32([0, 2, 1]), np.random.default_rng(0))
+        >>> Sampling().choose(np.float32([0, 2, 1]), np.uint64(0))
         1
         """
         tokens, probabilities = self.candidates(logits, among, written)
-        if tokens.size == 1:
-            return int(tokens[0])
-        bounds = np.cumsum(probabilities)
-        drawn = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
-        return int(tokens[min(drawn, tokens.size - 1)])
+        return int(tokens[0]) if tokens.size == 1 else draw(tokens, probabilities, number)
 
-    def generator(self) -> np.random.Generator:
-        """Where the random numbers come from: they depend on the seed and the sample's number alone.
+    def numbers(self) -> Callable[[int], np.uint64]:
+        """The number from which each place of a text is drawn, which depends on seed, sample and place alone.
 
-        >>> first, again, other = (Sampling(seed=7, sample=i).generator().random() for i in (0, 0, 1))
-        >>> first == again != other
+        place: of a token in the whole text, the prompt's counted. Of no seed, the system draws one, at each call.
+
+        >>> first, again, other = (Sampling(seed=7, sample=i).numbers()(12) for i in (0, 0, 1))
+        >>> int(first) == int(again) != int(other)
         True
         """
-        # Of no seed, NumPy makes one that the system draws.
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(self.sample,))))
+        (key,) = np.random.SeedSequence(self.seed, spawn_key=(self.sample,)).generate_state(1, np.uint64)
+        return partial(hashed, key)
 
 
-def parse_bias(bias: object) -> dict[int, float]:
-    """A mapping from token ids to what is added to their logits, as Python's numbers, once it is one."""
-    if not isinstance(bias, Mapping):
-        raise wrong_type("logit_bias", bias, "a mapping from token ids to numbers")
-    for token, value in bias.items():
-        if not is_whole(token):
-            raise TypeError(f"logit_bias has {token!r}, where a token id, a whole number, is expected")
-        if not is_whole(value) and not isinstance(value, float | np.floating):
-            raise TypeError(f"logit_bias has {value!r} for token {token}, where a number is expected")
-        if token < 0 or not -100 <= value <= 100:
-            pair = f"logit_bias has {value} for token {token}"
-            raise ValueError(f"{pair}, where numbers from -100 to 100 for ids from 0 on are expected")
-    return {int(token): float(value) for token, value in bias.items()}
+# ---- The draw
+
+
+def hashed(number: np.uint64, values: npt.ArrayLike) -> Any:
+    """As many random-looking numbers as there are values, each a function of its value and `number` alone: SplitMix64.
+
+    number: 64 bits · values: whole numbers from 0 on, one or (N,) → uint64, one or (N,). Steele, Lea & Flood 2014,
+    "Fast Splittable Pseudorandom Number Generators"; here value i gives what their generator gives when asked for the
+    (i + 1)th time.
+
+    >>> hashed(np.uint64(0), [0, 1]).tolist()  # what others give for the seed 0
+    [16294208416658607535, 7960286522194355700]
+    """
+    mixed: Any = np.array(values).astype(np.uint64)
+    with np.errstate(over="ignore"):  # what is beyond 64 bits is meant to be lost
+        mixed *= GOLDEN
+        mixed += number + GOLDEN
+        mixed ^= mixed >> np.uint64(30)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(27)
+        mixed *= np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return mixed[()]
+
+
+def waits(tokens: Ids, probabilities: Probabilities, number: np.uint64) -> Probabilities:
+    """How long each token waits: a time that is exponentially distributed, on average 1 / p.
+
+        wait = -log(u) / p, where u in (0, 1) is a hash of number and token
+
+    tokens: (K,) · probabilities: (K,) → (K,) float64; where p is 0, the wait is infinite. The chance that a token waits
+    least is p: this is the Gumbel-max trick, whose log(p) - log(-log(u)) is largest where this is smallest.
+
+    >>> waits(np.array([3, 5]), np.array([1, 0]), np.uint64(0)).round(3)
+    array([0.03,  inf])
+    """
+    u = ((hashed(number, tokens) >> np.uint64(12)) + 0.5) / 2**52  # exact in float64, and never 0 or 1
+    with np.errstate(divide="ignore", over="ignore"):
+        result: Probabilities = -np.log(u) / probabilities
+    return result
+
+
+def draw(tokens: Ids, probabilities: Probabilities, number: np.uint64) -> int:
+    """The token that waits least; see `waits`. tokens, probabilities: (K,)
+
+    >>> draw(np.array([3, 5]), np.array([0.1, 0.9]), np.uint64(0))
+    3
+    """
+    return int(tokens[np.argmin(waits(tokens, probabilities, number))])
+
+
+# ---- Checks, and what else is made of logits
 
 
 def log_softmax(logits: Logits) -> Probabilities:

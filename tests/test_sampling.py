@@ -14,10 +14,15 @@ from hypothesis.extra.numpy import arrays
 
 from npgpt2.engine import Limits, Settings
 from npgpt2.samplers import FILTERS, PROCESSORS, Candidates, Written
-from npgpt2.sampling import RANGES, WHOLE, Sampling, SamplingSettings
+from npgpt2.sampling import RANGES, WHOLE, Sampling, SamplingSettings, draw, hashed, waits
 
-# NumPy keeps the streams of its bit generators: PCG64 seeded by SeedSequence.
-RECORDED = [0.0015791460415535141, 0.9429375528828794]
+# What SplitMix64 gives first for the seeds 0 and 1234567, as in Java's and other libraries' tests.
+SPLITMIX64 = {
+    0: [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F],
+    1234567: [6457827717110365317, 3203168211198807973, 9817491932198370423],
+}
+# The numbers of (seed 42, sample 7, place 1000) and (0, 0, 0): NumPy keeps what its SeedSequence gives.
+RECORDED = [10035723528716314215, 3177686997658539410]
 LOGITS = arrays(np.float32, st.integers(1, 40), elements=st.floats(-30, 30, width=32))
 
 
@@ -54,13 +59,7 @@ def test_probabilities_follow_the_definition(logits, temperature, top_k, top_p):
 
 
 def test_temperature_0_is_greedy_and_takes_the_first_of_equals():
-    assert Sampling(0).choose(np.float32([1, 3, 3, 2]), Sampling(seed=0, sample=0).generator()) == 1
-
-
-def test_greedy_sampling_draws_no_random_number():
-    rng = Sampling(seed=0, sample=0).generator()
-    Sampling(0).choose(np.float32([1, 2]), rng)
-    assert rng.random() == Sampling(seed=0, sample=0).generator().random()
+    assert {Sampling(0).choose(np.float32([1, 3, 3, 2]), np.uint64(number)) for number in range(20)} == {1}
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-9])
@@ -92,53 +91,139 @@ def test_top_p_counts_after_top_k():
     np.testing.assert_allclose(probabilities(Sampling(1, top_k=2, top_p=0.55), logits), [1, 0, 0, 0])
 
 
-def test_draws_have_the_probabilities_computed():
-    sampler, logits, rng = (
-        Sampling(0.7, top_k=4),
-        np.float32([1, 0, 2, -3, 0.5, 1.5]),
-        Sampling(seed=3, sample=0).generator(),
-    )
-    drawn = np.bincount([sampler.choose(logits, rng) for _ in range(20000)], minlength=6) / 20000
-    np.testing.assert_allclose(drawn, probabilities(sampler, logits), atol=0.012)
-    assert drawn[3] == drawn[1] == 0
+# ---- The draw
 
 
-class Fixed:
-    """A generator that gives one number."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def random(self):
-        return self.number
-
-
-@pytest.mark.parametrize("number", [0.0, 0.5, np.nextafter(1, 0)])
-def test_tokens_that_were_cut_off_are_never_drawn(number):
-    logits = np.float32([-50, 1, 1, -50])
-    assert Sampling(1, top_k=2).choose(logits, Fixed(number)) in (1, 2)
+def chi_square_within(seen, expected):
+    """Whether counts are as expected (N,), up to what chance brings once in 10,000 times: chi-square, of which Wilson
+    and Hilferty found in 1931 that its cube root is nearly normal.
+    """
+    freedom = len(expected) - 1
+    bound = freedom * (1 - 2 / (9 * freedom) + 3.72 * (2 / (9 * freedom)) ** 0.5) ** 3
+    return ((seen - expected) ** 2 / expected).sum() < bound
 
 
-def test_what_has_become_impossible_is_not_drawn_by_the_smallest_number_either():
-    assert Sampling(1e-9).choose(np.float32([-50, 1, 1]), Fixed(0.0)) == 1
+TEN_ALIKE, BY_SEED = np.zeros(10, np.float32), Sampling(1, seed=3)
 
 
-def first_number(seed, sample):
-    return Sampling(seed=seed, sample=sample).generator().random()
+def drawn_at(places, sampling=BY_SEED, logits=TEN_ALIKE):
+    numbers = sampling.numbers()
+    return np.array([sampling.choose(logits, numbers(place)) for place in places])
 
 
-def test_samples_of_a_seed_are_independent_of_each_other_and_repeatable():
-    numbers = {(seed, sample): first_number(seed, sample) for seed in range(5) for sample in range(5)}
+@pytest.mark.parametrize("settings", [{}, {"top_k": 4}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 3.0}])
+def test_draws_have_the_probabilities_computed(settings):
+    sampling, logits = Sampling(**{"temperature": 1.0, "seed": 3} | settings), np.float32([1, 0, 2, -3, 0.5, 1.5])
+    expected = 20_000 * probabilities(sampling, logits)
+    seen = np.bincount(drawn_at(range(20_000), sampling, logits), minlength=6)
+    assert seen[expected == 0].sum() == 0
+    assert chi_square_within(seen[expected > 0], expected[expected > 0])
+
+
+def test_a_large_vocabulary_is_drawn_as_likely_as_it_is():
+    tokens, edges = np.arange(50_257), np.linspace(0, 50_257, 21).astype(int)  # of twenty runs of tokens
+    p = np.random.default_rng(0).exponential(size=tokens.size) ** 3
+    p /= p.sum()
+    numbers = Sampling(seed=0).numbers()
+    drawn = np.array([draw(tokens, p, numbers(place)) for place in range(2000)])
+    seen, _ = np.histogram(drawn, edges)
+    assert chi_square_within(seen, 2000 * np.diff(np.append(0, np.cumsum(p))[edges]))
+
+
+@pytest.mark.parametrize("pair", ["seeds", "samples", "places", "far places"])
+def test_what_is_drawn_by_other_numbers_is_independent(pair):
+    """Pairs of draws from ten tokens, a hundred kinds, are all as often as each other."""
+    one, other = {
+        "seeds": (drawn_at(range(5000)), drawn_at(range(5000), Sampling(1, seed=4))),
+        "samples": (drawn_at(range(5000)), drawn_at(range(5000), Sampling(1, seed=3, sample=1))),
+        "places": (drawn_at(range(5000)), drawn_at(range(1, 5001))),
+        "far places": (drawn_at(range(5000)), drawn_at(range(2**40, 2**40 + 5000))),
+    }[pair]
+    assert chi_square_within(np.bincount(10 * one + other, minlength=100), np.full(100, 50.0))
+
+
+def test_first_draws_of_seeds_and_samples_that_follow_each_other_are_independent():
+    for samplings in ([Sampling(1, seed=i) for i in range(5000)], [Sampling(1, seed=1, sample=i) for i in range(5000)]):
+        drawn = np.array([drawn_at([0], sampling)[0] for sampling in samplings])
+        assert chi_square_within(np.bincount(drawn, minlength=10), np.full(10, 500.0))
+        pairs = np.bincount(10 * drawn[:-1] + drawn[1:], minlength=100)
+        assert chi_square_within(pairs, np.full(100, 4999 / 100))
+
+
+def test_tokens_wait_independently_of_each_other():
+    """In ten parts of equal probability, each token's time is in each as often, and so are pairs of tokens' times."""
+    numbers = Sampling(seed=5).numbers()
+    times = np.array([waits(np.arange(8), np.ones(8), numbers(place)) for place in range(10_000)])
+    parts = np.floor(10 * np.exp(-times)).astype(int)
+    for one in range(8):
+        assert chi_square_within(np.bincount(parts[:, one], minlength=10), np.full(10, 1000.0))
+        for other in range(one):
+            pairs = np.bincount(10 * parts[:, one] + parts[:, other], minlength=100)
+            assert chi_square_within(pairs, np.full(100, 100.0))
+
+
+def test_numbers_are_those_of_splitmix64():
+    for seed, first in SPLITMIX64.items():
+        assert hashed(np.uint64(seed), np.arange(3)).tolist() == first
+        assert [int(hashed(np.uint64(seed), i)) for i in range(3)] == first
+
+
+def test_a_bit_of_number_or_value_changes_half_of_the_hash():
+    """Each bit of the result changes in half of all cases, for each bit that went in: strict avalanche."""
+    numbers, values = np.random.default_rng(0).integers(0, 2**63, (2, 2000)).astype(np.uint64)
+    before = hashed(numbers, values)
+    for bit in np.uint64(1) << np.arange(64, dtype=np.uint64):
+        for after in (hashed(numbers ^ bit, values), hashed(numbers, values ^ bit)):
+            changed = np.unpackbits((before ^ after)[:, None].view(np.uint8), axis=1).mean(0)
+            assert abs(changed - 0.5).max() < 0.07  # six standard deviations
+
+
+def test_logits_rounded_otherwise_lead_to_the_same_draws():
+    """As passes of other sizes round them, by 2e-6: of 3,000 draws from a large vocabulary, none differs."""
+    rng, sampling = np.random.default_rng(0), Sampling(1, top_k=2000, seed=1)
+    numbers, logits = sampling.numbers(), rng.normal(0, 3, 50_257).astype(np.float32)
+    for place in range(3000):
+        other = logits + rng.uniform(-2e-6, 2e-6, logits.size).astype(np.float32)
+        assert sampling.choose(logits, numbers(place)) == sampling.choose(other, numbers(place))
+
+
+def test_a_draw_depends_on_no_token_but_those_that_can_come():
+    """Whatever else is cut off, the token that waited least still does."""
+    logits, numbers = np.random.default_rng(0).normal(size=1000).astype(np.float32), Sampling(seed=1).numbers()
+    for place in range(200):
+        token = Sampling(1, top_k=500).choose(logits, numbers(place))
+        kept = Sampling(1, top_k=500).candidates(logits)[0][::3]
+        if token in kept:
+            assert Sampling(1).choose(logits, numbers(place), among=kept) == token
+
+
+@pytest.mark.parametrize("extreme", [0, 2**64 - 1])
+def test_the_smallest_and_the_largest_hash_wait_for_a_time(extreme, monkeypatch):
+    monkeypatch.setattr("npgpt2.sampling.hashed", lambda number, tokens: np.full(len(tokens), extreme, np.uint64))
+    (time,) = waits(np.array([0]), np.array([0.5]), np.uint64(0))
+    assert 0 < time < 100
+
+
+def test_what_has_become_impossible_is_never_drawn():
+    assert {*drawn_at(range(500), Sampling(1e-9, seed=0), np.float32([-50, 1, 1]))} == {1, 2}
+
+
+def test_samples_of_a_seed_are_repeatable_and_others():
+    pairs = [(seed, sample) for seed in range(5) for sample in range(5)]
+    numbers = {(seed, sample): Sampling(seed=seed, sample=sample).numbers()(0) for seed, sample in pairs}
     assert len(set(numbers.values())) == 25
-    assert numbers[4, 4] == first_number(4, 4)
+    assert numbers[4, 4] == Sampling(seed=4, sample=4).numbers()(0)
 
 
-def test_without_a_seed_numbers_differ():
-    assert len({Sampling().generator().random() for _ in range(5)}) == 5
+def test_without_a_seed_numbers_differ_but_stay_for_a_text():
+    sampling = Sampling()
+    assert len({int(sampling.numbers()(0)) for _ in range(5)}) == 5
+    numbers = sampling.numbers()
+    assert numbers(3) == numbers(3) != numbers(4)
 
 
 def test_random_numbers_are_the_same_on_every_machine_and_numpy():
-    assert [first_number(42, 7), first_number(0, 0)] == pytest.approx(RECORDED, abs=0)
+    assert [int(Sampling(seed=42, sample=7).numbers()(1000)), int(Sampling(seed=0).numbers()(0))] == RECORDED
 
 
 def test_settings_are_declared_alike_as_fields_and_as_keyword_arguments():
@@ -184,7 +269,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_logits_that_are_not_numbers_are_refused(broken):
     with pytest.raises(ValueError, match="not a number"):
-        Sampling().choose(np.float32([0, broken]), Sampling(seed=0, sample=0).generator())
+        Sampling().choose(np.float32([0, broken]), np.uint64(0))
 
 
 # ---- Processors, and chains of everything
@@ -296,7 +381,7 @@ def test_random_chains_follow_the_definition():
         changed = plain_changed(logits, prompt, text, ends, settings)
         before = written(prompt, text, 20, ends)
         greedy = Sampling(**settings | {"temperature": 0})
-        assert greedy.choose(logits, None, written=before) == np.argmax(changed), settings
+        assert greedy.choose(logits, np.uint64(0), written=before) == np.argmax(changed), settings
         settings = {"temperature": 1.0} | settings
         actual, expected = probabilities(Sampling(**settings), logits, before), plain_narrowed(changed, settings)
         np.testing.assert_array_equal(actual > 0, np.array(expected) > 0, str(settings))
@@ -354,14 +439,14 @@ def test_what_is_off_costs_neither_memory_nor_a_look_at_the_settings(settings, m
     n_vocab = 50_000
     logits, among = np.random.default_rng(0).normal(size=n_vocab).astype("f"), np.arange(n_vocab - 10)
     sampling = Sampling(**settings)
-    rng = sampling.generator()
-    sampling.choose(logits, rng, among)
+    number = np.uint64(1)
+    sampling.choose(logits, number, among)
     monkeypatch.setattr(Sampling, "steps", None)  # which the first token has asked
     # Whether the logits are finite is a byte for each, those that can be drawn are copied, 4 bytes, and once by top-k.
-    assert allocated_peak(lambda: sampling.choose(logits, rng, among)) < 10.5 * n_vocab
+    assert allocated_peak(lambda: sampling.choose(logits, number, among)) < 10.5 * n_vocab
     monkeypatch.setattr("npgpt2.sampling.PROCESSORS", None)
     monkeypatch.setattr("npgpt2.samplers.Written.tokens", None)
-    sampling.choose(logits, rng, among)
+    sampling.choose(logits, number, among)
 
 
 def test_what_was_written_takes_memory_for_the_text_alone(allocated_peak):
@@ -431,7 +516,7 @@ def test_among_the_tokens_that_can_be_drawn_processors_find_theirs():
 
 def test_where_no_token_is_left_the_settings_are_named():
     with pytest.raises(ValueError, match="no token is left to choose: no_repeat_ngram_size and min_tokens ban all"):
-        Sampling(no_repeat_ngram_size=1).choose(np.float32([1, 2]), None, written=Written([0, 1], 2))
+        Sampling(no_repeat_ngram_size=1).choose(np.float32([1, 2]), np.uint64(0), written=Written([0, 1], 2))
 
 
 def test_a_bias_of_a_token_that_there_is_not_is_refused():

@@ -14,7 +14,7 @@ def main() -> None:
     began = time.perf_counter()
     print(PROMPT, end="", flush=True)
     story = ""
-    for piece in model.stream(PROMPT, length=200, temperature=0.8, top_k=40, seed=3):
+    for piece in model.stream(PROMPT, length=200, temperature=0.8, top_k=40, seed=2):
         print(piece, end="", flush=True)
         story += piece
     seconds = time.perf_counter() - began

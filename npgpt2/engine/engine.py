@@ -271,7 +271,7 @@ class Engine:
             if sequence.unread:
                 return
             for row, guess in zip(logits[-1 - len(guessed) :], [*guessed, None], strict=True):
-                token = request.sampling.choose(row, sequence.rng, self.model.drawable, sequence.written)
+                token = request.sampling.choose(row, sequence.number, self.model.drawable, sequence.written)
                 sequence.sound = sequence.read
                 self._append(sequence, token, row)
                 if token != guess or request.finish_reason:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
+import numpy as np
+
 from npgpt2.engine.guesses import Lookup
 from npgpt2.engine.request import FinishReason, Request
 from npgpt2.engine.text import TextStream
@@ -59,7 +61,7 @@ class Sequence:
     ) -> None:
         self.request = request
         self.tokens = list(request.prompt)
-        self.rng = request.sampling.generator()
+        self._numbers = request.sampling.numbers()
         self.start = self.read = self.sound = self.reads = 0
         self.slot = -1
         self.guessed: list[int] = []
@@ -130,6 +132,11 @@ class Sequence:
         if self._processed and self._written is None:
             self._written = Written(self.request.prompt, self._n_vocab, self._bannable)
         return self._written
+
+    @property
+    def number(self) -> np.uint64:
+        """What the next token's draw depends on."""
+        return self._numbers(len(self.tokens))
 
     def append(self, token: int) -> tuple[str, FinishReason | None]:
         """Add the token that was chosen; returns the text that it makes certain, and why it is the last, if it is."""
