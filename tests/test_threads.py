@@ -265,6 +265,41 @@ def test_a_library_that_is_no_openblas_is_left_alone(monkeypatch):
         assert threads.openblas.__wrapped__() is None
 
 
+# What NumPy's builds contain for systems that tests seldom run on: files, how the functions in one are called, and
+# whether a module that is linked with that one leads to them.
+BUILDS = {
+    "2.4 for Windows": ("pyd", "numpy.libs/libscipy_openblas64_-63c857e7.dll", "scipy_openblas_{}64_", False),
+    "2.4 for Windows on ARM": ("pyd", "numpy.libs/scipy_openblas-a851836c.dll", "scipy_openblas_{}", False),
+    "1.26 for Windows": ("pyd", "numpy.libs/libopenblas64__v0.3.23-gcc_10_3_0-2bde3a66.dll", "openblas_{}64_", False),
+    "2.4 for Linux on ARM": ("so", "numpy.libs/libscipy_openblas64_-7220728c.so", "scipy_openblas_{}64_", True),
+    "1.26 for Linux on ARM": ("so", "numpy.libs/libopenblas64_p-r0-17488984.so", "openblas_{}64_", True),
+    "2.4 for macOS 11": ("so", "numpy/.dylibs/libscipy_openblas64_.dylib", "scipy_openblas_{}64_", True),
+    "Debian's": ("so", "lib/libblas.so.3", "openblas_{}", True),
+    "2.4 for macOS 14": ("so", "Accelerate.framework/Accelerate", None, True),
+}
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_the_blas_of_other_systems_is_found_by_stand_ins(build, tmp_path, monkeypatch):
+    ending, file, name, leads_there = BUILDS[build]
+    module = tmp_path / "numpy" / "linalg" / f"_umath_linalg.{ending}"
+    for path in (module, tmp_path / file, tmp_path / "numpy.libs" / "msvcp140-5f1c5dd3.dll"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(np.linalg._umath_linalg, "__file__", str(module))
+
+    class Library:
+        def __init__(self, path):
+            if name and path in {str(tmp_path / file), str(module) if leads_there else None}:
+                answers = {"get_num_threads": 6, "set_num_threads": None, "get_parallel": 1, "get_corename": b"ARMV8"}
+                for function, answer in answers.items():
+                    setattr(self, name.format(function), lambda *_, answer=answer: answer)
+
+    monkeypatch.setattr(threads.ctypes, "CDLL", Library)
+    found = threads.openblas.__wrapped__()
+    assert (found and (found.threads, found.kernels)) == ((6, "ARMV8") if name else None)
+
+
 @needs_openblas
 @pytest.mark.parametrize(("variable", "value"), [("OPENBLAS_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1")])
 def test_the_number_of_threads_is_that_of_blas(variable, value):

@@ -5,8 +5,8 @@ row that is best, since each product is over before threads of Python's would ha
 here, while BLAS keeps to one thread in each part: what is done between the products is then divided as well. NumPy lets
 go of Python's lock while it computes, so that this is worth it.
 
-It takes OpenBLAS, which NumPy's own builds for Linux contain, and whose number of threads can be changed. With another
-BLAS, the products are all that is divided, by itself.
+It takes OpenBLAS, which most of NumPy's own builds contain, and whose number of threads can be changed. With another
+BLAS, as Accelerate in the builds for macOS from 14 on, the products are all that is divided, by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread, get_ident, local
 from typing import TypeAlias
@@ -61,10 +62,10 @@ class OpenBLAS:
     """
 
     def __init__(self) -> None:
-        # A module of NumPy's that is linked with it, so that its functions are found there too. What they are called
-        # depends on who built it: NumPy 2, NumPy 1.26, or a Linux distribution.
-        library = ctypes.CDLL(np.linalg._umath_linalg.__file__)  # type: ignore[attr-defined, unused-ignore]
-        names = ("scipy_openblas_{}64_", "openblas_{}64_", "openblas_{}")
+        module = np.linalg._umath_linalg.__file__  # type: ignore[attr-defined, unused-ignore]
+        library = ctypes.CDLL(str(library_path(Path(module))))
+        # What they are called depends on who built it: NumPy 2, for Windows on ARM too, NumPy 1.26, or a distribution.
+        names = ("scipy_openblas_{}64_", "scipy_openblas_{}", "openblas_{}64_", "openblas_{}")
         name = next((name for name in names if hasattr(library, name.format("get_num_threads"))), names[0])
         self.get_threads: Callable[[], int] = getattr(library, name.format("get_num_threads"))
         self.set_threads: Callable[[int], object] = getattr(library, name.format("set_num_threads"))
@@ -73,6 +74,15 @@ class OpenBLAS:
         corename = getattr(library, name.format("get_corename"))
         corename.restype = ctypes.c_char_p
         self.threads, self.kernels = self.get_threads(), corename().decode()
+
+
+def library_path(module: Path) -> Path:
+    """Where the functions of BLAS are found, of a module of NumPy's, in its folder `linalg`, that is linked with it.
+
+    In most systems they are found in whatever is linked with them. In Windows each library has its own alone, and
+    NumPy's builds have theirs in a folder beside the package.
+    """
+    return next((module.parents[2] / "numpy.libs").glob("*openblas*.dll"), module)
 
 
 @cache
