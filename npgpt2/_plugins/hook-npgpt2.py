@@ -14,3 +14,6 @@ datas = [
 hiddenimports = ["npgpt2.gpt2"]
 # Their sources too, which `npgpt2 inspect` shows.
 module_collection_mode = {"npgpt2.formulas": "pyz+py", "npgpt2.model": "pyz+py"}
+# `npgpt2 batch --dask` leads to these where they are installed. They start other Pythons, as a program by itself can't;
+# one that imports them has them all the same. What `npgpt2 serve` takes is small, and comes along.
+excludedimports = ["dask", "distributed"]

@@ -30,6 +30,9 @@ def program(example, tmp_path_factory):
     (folder / "tales.py").write_text(begins + example, "utf-8")
     # An editable install, as the tests have it, is found by code that PyInstaller doesn't run.
     options = ["--onefile", "--paths", ROOT, "--distpath", folder, "--workpath", folder / "work", "--specpath", folder]
+    # tqdm has a bar for pandas, and that, where it is installed, as the libraries that npgpt2 is compared with bring it
+    # along, leads PyInstaller to SciPy and PyTorch, for ten minutes.
+    options += ["--exclude-module", "pandas"]
     command = [sys.executable, "-m", "PyInstaller", *options, folder / "tales.py"]
     built = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     if "PythonLibraryNotFoundError" in built.stderr:
