@@ -72,7 +72,6 @@ def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
         "layers": L,
         "heads": H,
         "vocabulary": letters["V"],
-        "shown": arrays["likeliest"].shape[1],
         "steps_of_attention": levels,
         "letters": letters,
         "texts": {token: _text(tokenizer, token) for token in used.tolist()},
@@ -81,7 +80,10 @@ def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
         "notes": _notes(arrays, letters["V"], levels, H, error),
         "arrays": {name: _packed(array) for name, array in arrays.items()},
     }
-    page = decode_utf8(read_packaged("npgpt2.study", "report.html"), "report.html")
+    page = read_page("report.html")
+    # What the page of `npgpt2 serve` has as well.
+    page = page.replace("{{distribution.css}}", read_page("distribution.css"), 1)
+    page = page.replace("// {{distribution.js}}", read_page("distribution.js"), 1)
     page = page.replace("{{policy}}", _policy(page), 1)
     # JSON in a script ends where `</script` begins, whatever it is a part of, so that it has no `<`.
     return page.replace("{{data}}", json.dumps(data).replace("<", "\\u003c"), 1)
@@ -134,6 +136,15 @@ def forward_steps(L: int, T: int, C: int, H: int, D: int, V: int) -> list[list[t
             ("logits: times wteᵀ", "linear", f"({T}, {C}) → ({T}, {V})"),
         ],
     ]
+
+
+def read_page(name: str) -> str:
+    """One of the files beside this module, of which pages are made.
+
+    >>> read_page("distribution.css")[:2]
+    '/*'
+    """
+    return decode_utf8(read_packaged("npgpt2.study", name), name)
 
 
 def _text(tokenizer: Tokenizer, token: int) -> str:
