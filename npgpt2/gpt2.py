@@ -176,8 +176,8 @@ class GPT2:
         temperature 0 always takes the likeliest token · min_p=0.0, typical_p=1.0, logit_bias=None,
         repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, no_repeat_ngram_size=0, min_tokens=0: see
         there too; as they are, these are off · seed=None: fixes what is drawn; sample=0: which of the seed's samples ·
-        stop=(): a string, or several, before which the text ends · ignore_eot=False: whether to go on past
-        `<|endoftext|>`, or whatever the model ends a text with · allow_special=False: whether `<|endoftext|>` and other
+        stop=(): a string, or several, before which the text ends · stop_tokens=(): ids of tokens that end it ·
+        ignore_eot=False: whether to go on past `<|endoftext|>`, or whatever the model ends a text with · allow_special=False: whether `<|endoftext|>` and other
         special tokens in a prompt's text are those tokens · skip_special=None, guess=True: see `Limits`.
         What else is known of a text, such as log-probabilities, is had from `stream` or an `Engine`, by the request.
 

@@ -46,6 +46,7 @@ SETTINGS = {
     "seed": WHOLE,
     "sample": [*WHOLE, None],
     "stop": [None, 5, [5], b"x", [b"x"], [None], ["a", 5], True],
+    "stop_tokens": [None, 5, "5", b"5", {5: 1}, ["5"], [5.0], [True], [None], [5, [5]]],
     "ignore_eot": FLAG,
     "allow_special": FLAG,
     "skip_special": [value for value in FLAG if value is not None],

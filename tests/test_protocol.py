@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npgpt2
-from npgpt2.engine import Engine
+from npgpt2.engine import Engine, mean_logprob
 from npgpt2.sampling import SamplingSettings
+from npgpt2.serving.choices import Origin, answer
 from npgpt2.serving.logprobs import token_name
-from npgpt2.serving.protocol import BadRequest, Completion, Origin, answer, mean_logprob, parse_completion
+from npgpt2.serving.protocol import BadRequest, Completion, parse_completion
 
 ORIGIN = Origin("tiny", "0123", 7)
 PROMPT = "A language model"
@@ -90,7 +91,7 @@ def test_a_text_spells_the_special_token(model):
         ("logit_bias", [1]), ("logit_bias", {"520": 1}), ("logit_bias", {"-1": 1}), ("logit_bias", {"a": 1}),
         ("logit_bias", {"5": 101}), ("logit_bias", {"5": True}), ("logit_bias", {"5": float("nan")}),
         ("logit_bias", {"9" * 5000: 1}), ("logit_bias", {str(i): 0 for i in range(1025)}), ("model", "other"),
-        ("model", ["tiny"]), ("suffix", "end"), ("stream", 1), ("stop_token_ids", [5]), ("ignore_eos", 0),
+        ("model", ["tiny"]), ("suffix", "end"), ("stream", 1), ("stop_token_ids", [520]), ("ignore_eos", 0),
         ("return_token_ids", 1), ("min_p", 2), ("min_p", True), ("typical_p", 0), ("repetition_penalty", -1),
         ("presence_penalty", 3), ("frequency_penalty", "a"), ("no_repeat_ngram_size", -1), ("min_tokens", 1.5),
     ],

@@ -131,8 +131,9 @@ class _Searching:
         self._model, self._prompt, self._search = model, prompt, search
         self._sampling, self._limits = sampling, limits
         n_vocab = model.hparams.n_vocab
-        ends = [token for token in end_tokens(model) if token < n_vocab]
-        self._ends = set() if limits.ignore_eot else set(ends)
+        limits.check_vocabulary(n_vocab)
+        ends = [token for token in (*end_tokens(model), *limits.stop_tokens) if token < n_vocab]
+        self._ends = {*(() if limits.ignore_eot else ends), *limits.stop_tokens}
         self._tokenizer = _tokenizer_of(model, limits)
         self._slots = Slots(model.hparams, search.beams)
         self._kept: list[list[int]] = [[] for _ in range(search.beams)]  # what is read in each slot

@@ -138,9 +138,10 @@ class Engine:
         check_bias(sampling.logit_bias, n_vocab)
         if limits.prompt_logprobs is not None and len(request.prompt) > n_ctx:
             raise ValueError(f"prompt_logprobs of {len(request.prompt)} tokens, more than the model's n_ctx of {n_ctx}")
-        if limits.stop and self._tokenizer is None:
-            raise ValueError("stop strings need an engine whose requests have text")
-        bannable = end_tokens(self.model) if sampling.min_tokens else ()
+        limits.check_vocabulary(n_vocab)
+        if (limits.stop or limits.stop_tokens) and self._tokenizer is None:
+            raise ValueError("stop strings and tokens need an engine whose requests have text")
+        bannable = (*end_tokens(self.model), *limits.stop_tokens) if sampling.min_tokens else ()
         self._submitted.append(Sequence(request, self._tokenizer, self._ends, n_ctx, n_vocab, bannable))
         return request
 
@@ -209,6 +210,7 @@ class Engine:
             self._cache.copy(source, slot, shared)
         self._idle.remove(slot)
         sequence.slot, sequence.read, sequence.sound = slot, shared, min(shared, sound)
+        sequence.request.reused = shared
         return True
 
     def _schedule(self) -> list[Sequence]:

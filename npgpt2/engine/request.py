@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as shortened
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, cast
 
-from npgpt2.checks import check_flag, check_whole, is_bytes
+from npgpt2.checks import check_flag, check_iterable, check_whole, is_bytes, is_whole, wrong_type
 from npgpt2.formulas import Array
 from npgpt2.samplers import Ids
 from npgpt2.sampling import Sampling, SamplingSettings, check_finite, largest, log_softmax
@@ -20,6 +20,7 @@ class Settings(SamplingSettings, total=False):
 
     length: int
     stop: str | Sequence[str]
+    stop_tokens: Sequence[int]
     ignore_eot: bool
     allow_special: bool
     skip_special: bool | None
@@ -32,8 +33,9 @@ class Settings(SamplingSettings, total=False):
 class Limits:
     """How the prompt is read, where its text ends, and what is kept of it.
 
-    length: how many tokens to generate at most · stop: strings before which the text ends · ignore_eot: go on past the
-    tokens with which the model ends a text, such as `<|endoftext|>`, which `min_tokens` bans · allow_special: whether
+    length: how many tokens to generate at most · stop: strings before which the text ends · stop_tokens: ids of tokens
+    that end the text beside the model's own, and are no part of it either; `min_tokens` bans both · ignore_eot: go on
+    past the tokens with which the model ends a text, such as `<|endoftext|>` · allow_special: whether
     `<|endoftext|>` and the model's other special tokens in a prompt's text are those tokens, or text like any other ·
     skip_special: leave all special tokens out of the text (True), or none (False); by default, the one that ends it
     alone · guess: whether tokens may be guessed ahead where a text repeats itself, which changes nothing but the time
@@ -43,6 +45,7 @@ class Limits:
 
     length: int = 40
     stop: str | Sequence[str] = ()
+    stop_tokens: Sequence[int] = ()
     ignore_eot: bool = False
     allow_special: bool = False
     skip_special: bool | None = None
@@ -70,6 +73,31 @@ class Limits:
         if "" in stops:
             raise ValueError("a stop string is empty, which would end every text at once")
         object.__setattr__(self, "stop", stops)
+        object.__setattr__(self, "stop_tokens", parse_tokens("stop_tokens", self.stop_tokens))
+
+    def check_vocabulary(self, n_vocab: int) -> None:
+        """Raise ValueError where a token is named that is not in the vocabulary."""
+        if self.stop_tokens and max(self.stop_tokens) >= n_vocab:
+            token = shortened(max(self.stop_tokens))
+            raise ValueError(f"stop_tokens has {token}, which is not in the vocabulary, from 0 to {n_vocab - 1}")
+
+
+def parse_tokens(name: str, tokens: object) -> tuple[int, ...]:
+    """Token ids as Python's numbers, each once; TypeError names what is none, ValueError what is below 0.
+
+    >>> parse_tokens("stop_tokens", [5, 7, 5])
+    (5, 7)
+    """
+    if isinstance(tokens, str):
+        raise wrong_type(name, tokens, "a list of token ids")
+    check_iterable(name, tokens, "a list of token ids")
+    ids = list(cast("Iterable[object]", tokens))
+    for token in ids:
+        if not is_whole(token):
+            raise TypeError(f"{name} has {shortened(token)}, where a token id, a whole number, is expected")
+        if token < 0:
+            raise ValueError(f"{name} has {token}, where ids from 0 on are expected")
+    return tuple(dict.fromkeys(int(cast(int, token)) for token in ids))
 
 
 def parse_settings(settings: Settings) -> tuple[Sampling, Limits]:
@@ -128,9 +156,9 @@ class Request:
 
     prompt: the tokens that it begins with · sampling, limits: its settings · tokens: those that were generated, the end
     token included · pieces, text: what they say, as far as it is certain, up to the end token or a stop string ·
-    finish_reason: why it ended: "length", "stop" (a stop string), "end" (by the model), "cancelled" or "error";
-    None while it runs · error: what went wrong with this one · logprobs, prompt_logprobs: of each token, where asked
-    for
+    finish_reason: why it ended: "length", "stop" (a stop string or token), "end" (by the model), "cancelled" or
+    "error"; None while it runs · error: what went wrong with this one · logprobs, prompt_logprobs: of each token, where asked
+    for · reused: how many of the prompt's tokens another had read before
     """
 
     prompt: list[int]
@@ -142,6 +170,7 @@ class Request:
     error: Exception | None = None
     logprobs: list[LogProb] = field(default_factory=list)
     prompt_logprobs: list[LogProb] = field(default_factory=list)
+    reused: int = 0
 
     def __repr__(self) -> str:
         state = self.finish_reason or "running"

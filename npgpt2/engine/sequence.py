@@ -146,8 +146,8 @@ class Sequence:
         if self._written is not None:
             self._written.append(token)
         reason: FinishReason | None = "length" if len(request.tokens) == request.limits.length else None
-        if token in self._ends:
-            reason = "end"
+        if token in self._ends or token in request.limits.stop_tokens:
+            reason = "end" if token in self._ends else "stop"
             if request.limits.skip_special is not False:
                 return "", reason
         if self._text is None or token in self._silent:

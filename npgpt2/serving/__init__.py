@@ -8,8 +8,9 @@ file of answers, doesn't have yet, and `run` has those answered by `on_engine`, 
 
 from npgpt2.serving.answers import Answers
 from npgpt2.serving.batch import Plan, Progress, Runner, check, on_engine, run, unanswered
+from npgpt2.serving.choices import Origin, answer
 from npgpt2.serving.lines import Line, Requests
-from npgpt2.serving.protocol import BadRequest, Completion, Origin, answer, error_body, parse_completion
+from npgpt2.serving.protocol import BadRequest, Completion, error_body, parse_completion
 
 __all__ = [
     "Answers",

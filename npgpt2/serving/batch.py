@@ -19,8 +19,9 @@ import numpy.typing as npt
 from npgpt2.engine import Engine, Request
 from npgpt2.engine.engine import Model
 from npgpt2.serving.answers import Answers
+from npgpt2.serving.choices import Origin, answer
 from npgpt2.serving.lines import Line, Requests, salted
-from npgpt2.serving.protocol import BadRequest, Completion, Origin, answer, error_body
+from npgpt2.serving.protocol import BadRequest, Completion, error_body
 
 # How many lines are looked at ahead, so that long ones begin before short ones, and how many tokens those may have.
 WINDOW, WINDOW_TOKENS = 1024, 2**20

@@ -1,4 +1,4 @@
-"""OpenAI's completions: the body of a request, checked, and its answer, shaped. It knows neither HTTP nor files.
+"""OpenAI's completions: the body of a request, checked. It knows neither HTTP nor files.
 
 Where it differs from OpenAI's, it is wider: as many `stop` strings and `logprobs` as clients send, and settings that
 other servers have too, under the names that they give them. Fields that nobody here knows are passed over.
@@ -9,25 +9,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from reprlib import repr as shortened
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from npgpt2.engine import LogProb, Request, Settings, mean_logprob, parse_settings
+from npgpt2.engine import Settings, parse_settings
 from npgpt2.engine.engine import Model
 from npgpt2.sampling import SamplingSettings
-from npgpt2.serving.logprobs import shape_logprobs, text_offsets
-from npgpt2.tokenizer import Tokenizer
 
 # What the engine knows under the same names.
 SAMPLERS = [name for name in SamplingSettings.__annotations__ if name not in ("logit_bias", "seed", "sample")]
-# What the engine can't do, by what to say of it.
-REFUSED = {"suffix": "GPT-2 writes on, and can't fill in", "stop_token_ids": "stop takes texts"}
 PROMPTS_LIMIT, SAMPLES_LIMIT, SEQUENCES_LIMIT = 2048, 128, 4096
+# Tokens of all prompts together.
+PROMPT_TOKENS_LIMIT = 2**18
 LOGPROBS_LIMIT = 100
 STOPS_LIMIT, STOP_LENGTH_LIMIT = 32, 200  # each token's text is compared with them
-BIASES_LIMIT = 1024
+BIASES_LIMIT = STOP_TOKENS_LIMIT = 1024
 # Tokens of a request, those in their places counted too where log-probabilities are asked for: each takes memory.
 TOKENS_LIMIT = 2**18
-FINISH = {"length": "length", "stop": "stop", "end": "stop"}
 
 
 class BadRequest(ValueError):
@@ -54,10 +51,10 @@ class Completion:
     prompts: token ids · settings: of all its texts · n: how many texts of each prompt are given back, and best_of: of
     how many · max_tokens: 0 where the prompt is only scored · echo: whether the text begins with the prompt · logprobs:
     of how many tokens in each place, None for none · token_ids: whether ids are given back as well · stream: whether
-    the answer is to come as it is written
+    the answer is to come as it is written · stream_usage: whether the stream ends with how many tokens there were
     """
 
-    prompts: list[list[int]]
+    prompts: Sequence[Sequence[int]]
     settings: Settings
     max_tokens: int
     n: int
@@ -66,6 +63,7 @@ class Completion:
     logprobs: int | None
     token_ids: bool
     stream: bool
+    stream_usage: bool
 
     def __repr__(self) -> str:
         what = f"n={self.n}, best_of={self.best_of}, max_tokens={self.max_tokens}"
@@ -81,7 +79,7 @@ class Completion:
         """How many tokens are generated at most."""
         return self.sequences * max(1, self.max_tokens)
 
-    def submissions(self) -> Iterator[tuple[list[int], Settings]]:
+    def submissions(self) -> Iterator[tuple[Sequence[int], Settings]]:
         """What an engine has to be asked for: prompts with settings, in the order that `answer` wants."""
         for number, prompt in enumerate(self.prompts):
             for i in range(self.best_of):
@@ -89,9 +87,6 @@ class Completion:
                 if i == 0 and self.echo:  # which is the same for all
                     settings["prompt_logprobs"] = self.logprobs
                 yield prompt, settings
-
-
-# ---- Requests
 
 
 def parse_completion(
@@ -107,9 +102,8 @@ def parse_completion(
     """
     if not isinstance(body, dict):
         raise BadRequest(f"body is {shortened(body)}, where an object is expected", "body")
-    for name, why in REFUSED.items():
-        if body.get(name):
-            raise BadRequest(f"{name} is {shortened(body[name])}; {why}", name)
+    if body.get("suffix"):
+        raise BadRequest(f"suffix is {shortened(body['suffix'])}; GPT-2 writes on, and can't fill in", "suffix")
     if names is not None and body.get("model") is not None and body["model"] not in list(names):
         raise BadRequest(f"model is {shortened(body['model'])}, where this one is {' or '.join(names)}", "model")
     max_tokens = _whole(body, "max_tokens", 16, 0, model.hparams.n_ctx)
@@ -130,10 +124,13 @@ def parse_completion(
         None if logprobs < 0 else logprobs,
         _flag(body, "return_token_ids"),
         _flag(body, "stream"),
+        _stream_usage(body),
     )
     if completion.sequences > SEQUENCES_LIMIT:
         what = f"prompts × best_of are {completion.sequences:,} texts, more than {SEQUENCES_LIMIT:,}"
         raise BadRequest(what, "best_of")
+    if completion.stream and best_of > n:
+        raise BadRequest(f"best_of is {best_of}, of which {n} can't be chosen before all are written; don't stream", "best_of")
     read = best_of * sum(map(len, completion.prompts)) if completion.echo else 0
     if (tokens := (read + completion.most_tokens) * (2 + logprobs)) > TOKENS_LIMIT:
         factors = "prompts × best_of × max_tokens, with logprobs and echo"
@@ -149,7 +146,7 @@ def _prompts(body: dict[str, Any], model: Model, max_tokens: int) -> list[list[i
         raise BadRequest(f"prompt is {shortened(said)}, where {expected}", "prompt")
     if several and len(said) > PROMPTS_LIMIT:
         raise BadRequest(f"prompt is a list of {len(said):,}, more than {PROMPTS_LIMIT:,}", "prompt")
-    prompts = []
+    prompts, total = [], 0
     for prompt in said if several else [said]:
         if isinstance(prompt, list) and not (prompt and all(type(token) is int for token in prompt)):
             raise BadRequest(f"prompt has {shortened(prompt)}, where token ids are expected", "prompt")
@@ -163,6 +160,8 @@ def _prompts(body: dict[str, Any], model: Model, max_tokens: int) -> list[list[i
             more = f"{len(tokens):,} tokens and max_tokens is {max_tokens:,}: more than the model's n_ctx of {n_ctx:,}"
             raise BadRequest(f"prompt has {more}", "prompt" if len(tokens) > n_ctx else "max_tokens")
         prompts.append(tokens)
+        if (total := total + len(tokens)) > PROMPT_TOKENS_LIMIT:
+            raise BadRequest(f"prompt has more than {PROMPT_TOKENS_LIMIT:,} tokens, all together", "prompt")
     return prompts
 
 
@@ -177,7 +176,8 @@ def _settings(body: dict[str, Any], model: Model, seed: int | None) -> Settings:
             raise BadRequest(str(error), name) from None
     said = _whole(body, "seed", 0, -(2**63), 2**63 - 1)
     settings["seed"] = seed if body.get("seed") is None else said % 2**64
-    settings |= {"logit_bias": _biases(body, model), "stop": _stops(body), "ignore_eot": _flag(body, "ignore_eos")}
+    settings |= {"logit_bias": _biases(body, model), "stop": _stops(body), "stop_tokens": _stop_tokens(body, model)}
+    settings["ignore_eot"] = _flag(body, "ignore_eos")
     return cast(Settings, settings)
 
 
@@ -189,6 +189,28 @@ def _stops(body: dict[str, Any]) -> list[str]:
         expected = f"a text, or up to {STOPS_LIMIT}, each of 1 to {STOP_LENGTH_LIMIT} characters are expected"
         raise BadRequest(f"stop is {shortened(said)}, where {expected}", "stop")
     return list(stops)
+
+
+def _stop_tokens(body: dict[str, Any], model: Model) -> list[int]:
+    said, n_vocab = body.get("stop_token_ids") or [], model.hparams.n_vocab
+    fits = isinstance(said, list) and len(said) <= STOP_TOKENS_LIMIT
+    if not fits or not all(type(token) is int and 0 <= token < n_vocab for token in said):
+        expected = f"a list of up to {STOP_TOKENS_LIMIT:,} token ids, from 0 to {n_vocab - 1}, is expected"
+        raise BadRequest(f"stop_token_ids is {shortened(said)}, where {expected}", "stop_token_ids")
+    return said
+
+
+def _stream_usage(body: dict[str, Any]) -> bool:
+    said = body.get("stream_options")
+    if said is None:
+        return False
+    if not isinstance(said, dict) or not body.get("stream"):
+        expected = "an object, and only with stream, is expected"
+        raise BadRequest(f"stream_options is {shortened(said)}, where {expected}", "stream_options")
+    try:
+        return _flag(said, "include_usage")
+    except BadRequest as problem:
+        raise BadRequest(f"stream_options: {problem}", "stream_options") from None
 
 
 def _biases(body: dict[str, Any], model: Model) -> dict[int, float]:
@@ -224,63 +246,3 @@ def _flag(body: dict[str, Any], name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise BadRequest(f"{name} is {shortened(value)}, where true or false is expected", name)
     return bool(value)
-
-
-# ---- Answers
-
-
-class Origin(NamedTuple):
-    """Who answers, and when: the model's name, the fingerprint of its contents, and seconds since 1970."""
-
-    model: str
-    fingerprint: str
-    created: int
-
-
-def answer(
-    completion: Completion, requests: Sequence[Request], tokenizer: Tokenizer, origin: Origin, id: str
-) -> dict[str, Any]:
-    """The body of an answer.
-
-    requests: what an engine made of `Completion.submissions`, in their order, all of them ended without an error
-    """
-    choices: list[dict[str, Any]] = []
-    for number, prompt in enumerate(completion.prompts):
-        drawn = requests[number * completion.best_of : (number + 1) * completion.best_of]
-        scored = drawn[0].prompt_logprobs
-        best = sorted(drawn, key=mean_logprob, reverse=True) if completion.best_of > completion.n else drawn
-        for request in best[: completion.n]:
-            choice = _choice(completion, prompt, scored, request, tokenizer)
-            choices.append({"index": len(choices)} | choice)
-    read = sum(map(len, completion.prompts))
-    written = sum(len(request.tokens) for request in requests) if completion.max_tokens else 0
-    return {
-        "id": f"cmpl-{id}",
-        "object": "text_completion",
-        "created": origin.created,
-        "model": origin.model,
-        "system_fingerprint": f"fp_{origin.fingerprint}",
-        "choices": choices,
-        "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
-    }
-
-
-def _choice(
-    completion: Completion, prompt: list[int], scored: list[LogProb], request: Request, tokenizer: Tokenizer
-) -> dict[str, Any]:
-    before, text = tokenizer.decode(prompt), request.text if completion.max_tokens else ""
-    choice: dict[str, Any] = {
-        "text": before + text if completion.echo else text,
-        "logprobs": None,
-        "finish_reason": FINISH[request.finish_reason or "length"] if completion.max_tokens else "length",
-    }
-    tokens = request.tokens[: completion.max_tokens]
-    if completion.logprobs is not None:
-        shown = request.logprobs[: completion.max_tokens]
-        offsets = [len(before) + offset for offset in text_offsets(tokenizer, tokens, len(text))]
-        if completion.echo:
-            shown, offsets = scored + shown, text_offsets(tokenizer, prompt, len(before)) + offsets
-        choice["logprobs"] = shape_logprobs(shown, offsets, tokenizer)
-    if completion.token_ids:
-        choice |= {"token_ids": tokens, "prompt_token_ids": prompt}
-    return choice
