@@ -163,10 +163,13 @@ def read_packaged(package: str, name: str) -> bytes:
     raise FileNotFoundError(f"{name} of {package} can't be read from where that was loaded; install npgpt2 in a folder")
 
 
-def parse_json_object(data: bytes, source: str, most: int = VALUES_LIMIT) -> dict[str, Any]:
+def parse_json_object(
+    data: bytes, source: str, most: int = VALUES_LIMIT, parse: Callable[[str], Any] = json.loads
+) -> dict[str, Any]:
     """Parse UTF-8 JSON whose outermost value must be an object; `source` names it in errors (ValueError).
 
-    most: how many values it may have, since each can take thirty times the memory of its text
+    most: how many values it may have, since each can take thirty times the memory of its text · parse: what makes
+    values of the text, where `json.loads` takes too much for JSON
 
     >>> parse_json_object(b'{"n_ctx": 1024}', "hparams.json")
     {'n_ctx': 1024}
@@ -174,7 +177,7 @@ def parse_json_object(data: bytes, source: str, most: int = VALUES_LIMIT) -> dic
     if sum(map(data.count, b",:[{")) > most:  # of those within strings too, which are few
         raise ValueError(f"{source}: has more values than the {most:,} that such a file can have")
     try:
-        value = json.loads(data.decode("utf-8").removeprefix(BYTE_ORDER_MARK))
+        value = parse(data.decode("utf-8").removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: not valid JSON ({error})") from None
     if not isinstance(value, dict):

@@ -122,6 +122,11 @@ class GPT2:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.weights, self.hparams, self._tokenizer, self.threads)
 
+    @property
+    def name(self) -> str:
+        """What its file is called, without the ending."""
+        return Path(self._source).stem
+
     def _check_file(self) -> None:
         """Raise ValueError where the file was written to after it was opened, and other numbers would be used."""
         if isinstance(self.weights, Weights):
@@ -382,7 +387,7 @@ class GPT2:
         with whole("import"):
             from npgpt2.study.trace import trace
         traced = trace(self.matrices, self.hparams, ids, attention, residual)
-        return replace(traced, model=self, name=Path(self._source).stem)
+        return replace(traced, model=self, name=self.name)
 
     @property
     def begin(self) -> int | None:

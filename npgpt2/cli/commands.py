@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from npgpt2 import __version__
-from npgpt2.cli import batch, generate, models, study, text
+from npgpt2.cli import batch, generate, models, serve, study, text
 from npgpt2.cli.common import Parser
 
 
@@ -20,7 +20,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="npgpt2", description="GPT-2 in NumPy: generates text on a CPU.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"npgpt2 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (generate, batch, text, study, models):
+    for family in (generate, batch, serve, text, study, models):
         family.add_commands(commands)
     return parser
 

@@ -11,9 +11,11 @@ from npgpt2.serving.batch import Plan, Progress, Runner, check, on_engine, run, 
 from npgpt2.serving.choices import Origin, answer
 from npgpt2.serving.lines import Line, Requests
 from npgpt2.serving.protocol import BadRequest, Completion, error_body, parse_completion
+from npgpt2.serving.server import App, app
 
 __all__ = [
     "Answers",
+    "App",
     "BadRequest",
     "Completion",
     "Line",
@@ -23,6 +25,7 @@ __all__ = [
     "Requests",
     "Runner",
     "answer",
+    "app",
     "check",
     "error_body",
     "on_engine",

@@ -1,0 +1,128 @@
+"""The command `serve`: a model for other programs, and for the browser."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+from threading import Lock
+from time import strftime
+
+from npgpt2 import GPT2
+from npgpt2.cli.common import Commands, Parser, add_command, add_model_to_run, at_least
+from npgpt2.files import decode_utf8, read_bounded
+from npgpt2.models import find_model
+from npgpt2.weights import Weights
+
+KEY_VARIABLE = "NPGPT2_API_KEY"
+
+
+def port(text: str) -> int:
+    """An argument type: a port's number, or 0 for any that is free."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, from 0 to 65535")
+    return int(text)
+
+
+def add_commands(commands: Commands[Parser]) -> None:
+    parser = add_command(
+        commands,
+        "serve",
+        run_serve,
+        "serve a model over HTTP, as OpenAI's completions, and a page to write on",
+        "Takes waitress: pip install npgpt2[serve]. Other programs on this machine can ask, and nobody else, unless"
+        " --host says another address. Ctrl-C or SIGTERM lets what runs finish; a second one ends it at once.",
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=8000, metavar="N", help="0: any that is free (default: 8000)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument(
+        "--slots", type=at_least(1), default=16, metavar="N", help="texts to generate at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--queue", type=at_least(0), default=64, metavar="N", help="requests that may wait (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--grace",
+        type=at_least(0),
+        default=30,
+        metavar="SECONDS",
+        help="how long requests may go on once the server is to end (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="PATH",
+        help=f"keys, one to a line, of which requests have to give one (default: ${KEY_VARIABLE}, if set)",
+    )
+    parser.add_argument("--no-key", action="store_true", help="listen at another address without a key: all can ask")
+    parser.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a name of this server; repeatable"
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a page whose scripts may ask, as https://example.org, or null for files; repeatable",
+    )
+    parser.add_argument("--log-prompts", action="store_true", help="show prompts in the log")
+    add_model_to_run(parser)
+
+
+def run_serve(args: argparse.Namespace) -> None:
+    from npgpt2.serving.server import app, serve
+
+    keys = read_keys(args)
+    try:
+        address = ip_address("127.0.0.1" if args.host == "localhost" else args.host)
+    except ValueError:
+        args.parser.error(f"argument --host: {args.host!r} is no address, such as 127.0.0.1, ::1 or 0.0.0.0")
+    if not (address.is_loopback or keys or args.no_key):
+        args.parser.error(
+            f"--host {args.host} lets other machines ask: give a key with --api-key-file or ${KEY_VARIABLE}, or --no-key"
+        )
+    path = find_model(args.model, args.models_dir)
+    model = GPT2(Weights(path), threads=args.threads)
+    lock = Lock()
+
+    def log(line: str) -> None:
+        with lock:
+            print(f"{strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+    served = app(
+        model,
+        path.stem,
+        aliases=[args.model],
+        slots=args.slots,
+        queue=args.queue,
+        api_keys=keys,
+        allowed_hosts=[*args.allowed_host, *([] if address.is_unspecified else [str(address)])],
+        any_address=address.is_unspecified,
+        cors_origins=args.cors_origin,
+        log=log,
+        log_prompts=args.log_prompts,
+    )
+
+    def ready(url: str) -> None:
+        print(f"{path.stem} at {url}", flush=True)
+        if args.open:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    number = serve(served, str(address), args.port, args.slots + args.queue, args.grace, log, ready)
+    if number == 2:
+        raise KeyboardInterrupt
+
+
+def read_keys(args: argparse.Namespace) -> list[str]:
+    """The keys of which requests have to give one; none where there are none."""
+    text = os.environ.get(KEY_VARIABLE, "")
+    if args.api_key_file is not None:
+        text = decode_utf8(read_bounded(args.api_key_file, 2**16), str(args.api_key_file))
+        if not text.split():
+            raise ValueError(f"{args.api_key_file}: has no key")
+    return text.split()

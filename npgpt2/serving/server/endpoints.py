@@ -1,0 +1,198 @@
+"""What is answered at each path, once it is known that it may be: a function each, from a request to an `Answer`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from threading import Semaphore
+from typing import Any, NamedTuple
+
+from npgpt2 import GPT2
+from npgpt2.engine import end_tokens
+from npgpt2.serving.choices import Origin, answer
+from npgpt2.serving.chunks import Chunks
+from npgpt2.serving.protocol import BadRequest, Completion, error_body, parse_completion
+from npgpt2.serving.server import metrics, pages, streams
+from npgpt2.serving.server.guard import Environ, Refused, read_body
+from npgpt2.serving.server.loop import Full, Loop, Stopped
+
+JSON = "application/json"
+# How many bodies are read, and texts looked into, at once; others wait, since each takes memory.
+READ_AT_ONCE, INSPECTED_AT_ONCE = 4, 1
+RETRY = [("Retry-After", "1")]
+NO_CHAT = (
+    "this is a base model, which continues text and has no chat: POST /v1/completions with a prompt, as in"
+    ' {"prompt": "Once upon a time", "max_tokens": 50}'
+)
+
+
+class Answer(NamedTuple):
+    """An answer: its status, its type, its body, whole or in pieces, and other headers."""
+
+    status: int
+    type: str
+    body: bytes | Iterable[bytes]
+    headers: list[tuple[str, str]] = []
+
+
+def as_json(body: object, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Answer:
+    return Answer(status, JSON, json.dumps(body, allow_nan=False).encode("ascii"), [*headers])
+
+
+def problem(error: Exception) -> tuple[int, dict[str, Any], list[tuple[str, str]]]:
+    """The status and the body of what tells of an error, and headers."""
+    if isinstance(error, Refused):
+        said = error_body(error.message, error.param)
+        said["error"]["code"] = error.code
+        return error.status, said, error.headers
+    if isinstance(error, BadRequest):
+        unknown = error.param == "model"
+        said = error_body(str(error), error.param)
+        said["error"]["code"] = "model_not_found" if unknown else None
+        return 404 if unknown else 400, said, []
+    if isinstance(error, Full):
+        return 429, error_body("too many requests wait; try again", type="rate_limit_error"), RETRY
+    if isinstance(error, Stopped):
+        return error.status, error_body(str(error), type="server_error"), []
+    return 500, error_body(f"{type(error).__name__}: {error}", type="server_error"), []
+
+
+class Service:
+    """What the endpoints need: the model, its name, and what runs it.
+
+    names: what requests may call the model, the first of which is its name
+    """
+
+    def __init__(self, model: GPT2, names: list[str], loop: Loop, counted: metrics.Metrics) -> None:
+        self.model, self.names, self.loop, self.metrics = model, names, loop, counted
+        fingerprint = getattr(model.weights, "fingerprint", lambda: os.urandom(8).hex())()
+        self.origin = Origin(names[0], fingerprint, int(time.time()))
+        self._reading, self._inspecting = Semaphore(READ_AT_ONCE), Semaphore(INSPECTED_AT_ONCE)
+
+    # ---- Completions
+
+    def completions(self, environ: Environ) -> Answer:
+        completion = self._asked(environ)
+        job = self.loop.submit(completion, environ.get("waitress.client_disconnected", lambda: False))
+        id, environ["npgpt2.job"] = environ["npgpt2.id"], job
+        origin = self.origin._replace(created=int(time.time()))
+        if completion.stream:
+            chunks = Chunks(job.completion, self.model.tokenizer, origin, id)
+            said = streams.events(job, chunks, lambda error: problem(error)[1])
+            return Answer(200, streams.TYPE, said, [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")])
+        try:
+            for _ in job.events(streams.PATIENCE):
+                pass
+        finally:
+            job.cancel()
+        return as_json(answer(job.completion, job.requests, self.model.tokenizer, origin, id))
+
+    def _asked(self, environ: Environ) -> Completion:
+        with self._reading:
+            return parse_completion(read_body(environ), self.model, names=self.names)
+
+    def chat(self, environ: Environ) -> Answer:
+        raise Refused(404, NO_CHAT)
+
+    # ---- The model
+
+    def models(self, environ: Environ) -> Answer:
+        return as_json({"object": "list", "data": [self._model()]})
+
+    def one_model(self, environ: Environ) -> Answer:
+        name = environ["PATH_INFO"].removeprefix("/v1/models/").encode("latin-1").decode("utf-8", "replace")
+        if name not in self.names:
+            raise Refused(404, f"there is no model {name[:100]!r}; there is {self.names[0]}", "model", "model_not_found")
+        return as_json(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        hparams = self.model.hparams
+        said = {"id": self.names[0], "object": "model", "created": self.origin.created, "owned_by": "npgpt2"}
+        return said | {"max_model_len": hparams.n_ctx, "meta": hparams._asdict()}
+
+    # ---- Tokens
+
+    def tokenize(self, environ: Environ) -> Answer:
+        """In vLLM's spelling, `prompt` with `add_special_tokens` and `return_token_strs`, or llama.cpp's, `content` with
+        `with_pieces`. No token is added before a text of GPT-2's.
+        """
+        with self._reading:
+            body = read_body(environ)
+            name = "content" if "content" in body and "prompt" not in body else "prompt"
+            text, special = body.get(name), body.get("parse_special", True)
+            if not isinstance(text, str):
+                raise Refused(400, f"{name} is no text", name)
+            if not isinstance(special, bool):
+                raise Refused(400, "parse_special is neither true nor false", "parse_special")
+            tokenizer = self.model.tokenizer
+            tokens = tokenizer.encode(text, special)
+            strings = [tokenizer.decode([token]) for token in tokens]
+            if body.get("with_pieces"):
+                pieces = [{"id": token, "piece": string} for token, string in zip(tokens, strings, strict=True)]
+                return as_json({"tokens": pieces})
+            said = {"count": len(tokens), "max_model_len": self.model.hparams.n_ctx, "tokens": tokens}
+            return as_json(said | {"token_strs": strings if body.get("return_token_strs") else None})
+
+    def detokenize(self, environ: Environ) -> Answer:
+        with self._reading:
+            tokens = read_body(environ).get("tokens")
+            if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+                raise Refused(400, "tokens is no list of token ids", "tokens")
+            try:
+                text = self.model.tokenizer.decode(tokens)
+            except ValueError as error:
+                raise Refused(400, f"tokens: {error}", "tokens") from None
+            return as_json({"prompt": text, "content": text})
+
+    def tokenizer_info(self, environ: Environ) -> Answer:
+        """What transformers would call the vocabulary's parts."""
+        begin, ends = self.model.begin, end_tokens(self.model)
+        name = {token: self.model.tokenizer.decode([token]) for token in (begin, *ends) if token is not None}
+        said = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": self.model.hparams.n_ctx}
+        said |= {"bos_token": name.get(begin), "eos_token": name[ends[0]] if ends else None}
+        return as_json(said | {"add_bos_token": False, "add_prefix_space": self.model.special.prefix_space})
+
+    # ---- A look inside
+
+    def inspect(self, environ: Environ) -> Answer:
+        with self._reading:
+            body = read_body(environ)
+            try:
+                tokens = self.model.prompt_tokens(body.get("prompt") or "", True)
+                self.model.tokenizer.decode_bytes(tokens)
+            except (TypeError, ValueError) as error:
+                raise Refused(400, f"prompt: {error}", "prompt") from None
+        if len(tokens) > (most := min(pages.INSPECT_LIMIT, self.model.hparams.n_ctx)):
+            raise Refused(400, f"prompt has {len(tokens):,} tokens, of which {most:,} can be looked into", "prompt")
+        if not self._inspecting.acquire(timeout=10):
+            raise Full
+        try:
+            page = pages.inspect_page(self.model, tokens, self.names[0])
+        finally:
+            self._inspecting.release()
+        return Answer(200, pages.TYPES["html"], page, [("Content-Security-Policy", pages.INSPECT_POLICY)])
+
+    def file(self, environ: Environ) -> Answer:
+        found = pages.find_file(environ["PATH_INFO"][1:] or pages.FILES[0])
+        if found is None:
+            raise Refused(404, f"there is nothing at {environ['PATH_INFO'][:100]!r}")
+        headers = [("Content-Security-Policy", pages.POLICY), ("ETag", found.tag), ("Cache-Control", "no-cache")]
+        if environ.get("HTTP_IF_NONE_MATCH") == found.tag:
+            return Answer(304, found.type, b"", headers)
+        return Answer(200, found.type, found.data, headers)
+
+    # ---- How it is
+
+    def health(self, environ: Environ) -> Answer:
+        return as_json({"status": "ok"})
+
+    def tell_metrics(self, environ: Environ) -> Answer:
+        loop = self.loop
+        gauges: dict[str, tuple[str, Callable[[], int]]] = {
+            "requests_running": ("Requests for completions of which a text has begun.", lambda: loop.running),
+            "requests_waiting": ("Requests for completions that wait.", lambda: loop.waiting),
+            "slots_used": ("Texts that are being read or continued.", lambda: loop.slots_used),
+        }
+        return Answer(200, metrics.TYPE, self.metrics.render(gauges).encode())

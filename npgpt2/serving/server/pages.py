@@ -1,0 +1,54 @@
+"""What a browser shows: the files of the playground, and a text's page of `npgpt2 inspect`."""
+
+from __future__ import annotations
+
+from functools import cache
+from hashlib import sha256
+from typing import NamedTuple
+
+from npgpt2 import GPT2
+from npgpt2.files import read_packaged
+from npgpt2.study.report import make_report
+
+# The files there are, by name, which no other can be asked for; the first is also that of `/`.
+FILES = ("index.html",)
+TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+    "json": "application/json",
+}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; frame-src 'self'"
+    " blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+# The page of a text has its own policy in it, which allows its own script alone. In a frame, or a tab, it has an origin
+# of its own, so that it can't reach what else this server answers.
+INSPECT_POLICY = "sandbox allow-scripts; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+# Tokens of a text that is looked into: its attention takes memory by their square, 151 MB in 124M.
+INSPECT_LIMIT = 512
+
+
+class File(NamedTuple):
+    """A file of the playground, its type, and by what a browser knows that it has it already."""
+
+    data: bytes
+    type: str
+    tag: str
+
+
+@cache
+def find_file(name: str) -> File | None:
+    """A file by its name; None where there is none of that name."""
+    if name not in FILES:
+        return None
+    data = read_packaged("npgpt2.serving.playground", name)
+    return File(data, TYPES[name.rpartition(".")[2]], f'"{sha256(data).hexdigest()[:16]}"')
+
+
+def inspect_page(model: GPT2, tokens: list[int], name: str) -> bytes:
+    """What happens inside the model with a text, as HTML; see `make_report`."""
+    trace = model.trace(tokens, attention=True, residual=True)
+    return make_report(trace, model.tokenizer, name).encode("utf-8")
