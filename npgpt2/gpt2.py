@@ -182,8 +182,9 @@ class GPT2:
         repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, no_repeat_ngram_size=0, min_tokens=0: see
         there too; as they are, these are off · seed=None: fixes what is drawn; sample=0: which of the seed's samples ·
         stop=(): a string, or several, before which the text ends · stop_tokens=(): ids of tokens that end it ·
-        ignore_eot=False: whether to go on past `<|endoftext|>`, or whatever the model ends a text with · allow_special=False: whether `<|endoftext|>` and other
-        special tokens in a prompt's text are those tokens · skip_special=None, guess=True: see `Limits`.
+        ignore_eot=False: whether to go on past `<|endoftext|>`, or whatever the model ends a text with ·
+        allow_special=False: whether `<|endoftext|>` and other special tokens in a prompt's text are those tokens ·
+        skip_special=None, guess=True: see `Limits`.
         What else is known of a text, such as log-probabilities, is had from `stream` or an `Engine`, by the request.
 
         >>> model.generate("A language model", length=20, stop=":")

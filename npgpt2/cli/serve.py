@@ -81,9 +81,8 @@ def run_serve(args: argparse.Namespace) -> None:
     except ValueError:
         args.parser.error(f"argument --host: {args.host!r} is no address, such as 127.0.0.1, ::1 or 0.0.0.0")
     if not (address.is_loopback or keys or args.no_key):
-        args.parser.error(
-            f"--host {args.host} lets other machines ask: give a key with --api-key-file or ${KEY_VARIABLE}, or --no-key"
-        )
+        ways = f"give a key with --api-key-file or ${KEY_VARIABLE}, or --no-key"
+        args.parser.error(f"argument --host: other machines could ask at {args.host}: {ways}")
     path = find_model(args.model, args.models_dir)
     model = GPT2(Weights(path), threads=args.threads)
     lock = Lock()

@@ -157,8 +157,8 @@ class Request:
     prompt: the tokens that it begins with · sampling, limits: its settings · tokens: those that were generated, the end
     token included · pieces, text: what they say, as far as it is certain, up to the end token or a stop string ·
     finish_reason: why it ended: "length", "stop" (a stop string or token), "end" (by the model), "cancelled" or
-    "error"; None while it runs · error: what went wrong with this one · logprobs, prompt_logprobs: of each token, where asked
-    for · reused: how many of the prompt's tokens another had read before
+    "error"; None while it runs · error: what went wrong with this one · logprobs, prompt_logprobs: of each token, where
+    asked for · reused: how many of the prompt's tokens another had read before
     """
 
     prompt: list[int]

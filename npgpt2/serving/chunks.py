@@ -54,8 +54,8 @@ class Chunks:
                 self._held[prompt].append((number, event))
                 return
             self._scored[prompt] = event.request.prompt_logprobs
-        for number, event in [(number, event), *self._held.pop(prompt, ())]:
-            yield from self._take(number, event)
+        for one in [(number, event), *self._held.pop(prompt, ())]:
+            yield from self._take(*one)
 
     def usage(self) -> dict[str, Any]:
         """The chunk that says how many tokens there were."""

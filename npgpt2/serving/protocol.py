@@ -130,7 +130,9 @@ def parse_completion(
         what = f"prompts × best_of are {completion.sequences:,} texts, more than {SEQUENCES_LIMIT:,}"
         raise BadRequest(what, "best_of")
     if completion.stream and best_of > n:
-        raise BadRequest(f"best_of is {best_of}, of which {n} can't be chosen before all are written; don't stream", "best_of")
+        raise BadRequest(
+            f"best_of is {best_of}, of which {n} can't be chosen before all are written; don't stream", "best_of"
+        )
     read = best_of * sum(map(len, completion.prompts)) if completion.echo else 0
     if (tokens := (read + completion.most_tokens) * (2 + logprobs)) > TOKENS_LIMIT:
         factors = "prompts × best_of × max_tokens, with logprobs and echo"

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
-from hashlib import sha256
 from html import escape
 from typing import Any
 
@@ -21,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2 import formulas, model
-from npgpt2.files import decode_utf8, read_packaged
 from npgpt2.formulas import Array
 from npgpt2.samplers import Ids
 from npgpt2.study.score import surprisal
+from npgpt2.study.template import allowed_sources, template
 from npgpt2.study.trace import Trace
 from npgpt2.tokenizer import Tokenizer
 
@@ -80,11 +78,10 @@ def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
         "notes": _notes(arrays, letters["V"], levels, H, error),
         "arrays": {name: _packed(array) for name, array in arrays.items()},
     }
-    page = read_page("report.html")
-    # What the page of `npgpt2 serve` has as well.
-    page = page.replace("{{distribution.css}}", read_page("distribution.css"), 1)
-    page = page.replace("// {{distribution.js}}", read_page("distribution.js"), 1)
-    page = page.replace("{{policy}}", _policy(page), 1)
+    page = template()
+    allowed = ["default-src 'none'", "base-uri 'none'", "form-action 'none'"]
+    policy = "; ".join([*allowed, *(f"{kind}-src {source}" for kind, source in allowed_sources().items())])
+    page = page.replace("{{policy}}", policy, 1)
     # JSON in a script ends where `</script` begins, whatever it is a part of, so that it has no `<`.
     return page.replace("{{data}}", json.dumps(data).replace("<", "\\u003c"), 1)
 
@@ -136,15 +133,6 @@ def forward_steps(L: int, T: int, C: int, H: int, D: int, V: int) -> list[list[t
             ("logits: times wteᵀ", "linear", f"({T}, {C}) → ({T}, {V})"),
         ],
     ]
-
-
-def read_page(name: str) -> str:
-    """One of the files beside this module, of which pages are made.
-
-    >>> read_page("distribution.css")[:2]
-    '/*'
-    """
-    return decode_utf8(read_packaged("npgpt2.study", name), name)
 
 
 def _text(tokenizer: Tokenizer, token: int) -> str:
@@ -289,13 +277,3 @@ def _packed(array: npt.NDArray[Any]) -> dict[str, Any]:
         "shape": array.shape,
         "base64": b64encode(zlib.compress(data.tobytes())).decode("ascii"),
     }
-
-
-def _policy(page: str) -> str:
-    """A Content-Security-Policy that allows the page's own script and style, and nothing from anywhere."""
-    allowed = ["default-src 'none'", "base-uri 'none'", "form-action 'none'"]
-    for tag in ("script", "style"):
-        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        digest = b64encode(sha256(content.encode("utf-8")).digest()).decode("ascii")
-        allowed.append(f"{tag}-src 'sha256-{digest}'")
-    return "; ".join(allowed)

@@ -50,9 +50,9 @@ def app(
     name: what the model is called, by default as its file; aliases: by what else · slots: how many texts are continued
     at once · queue: how many requests wait at most while all slots are taken · api_keys: of which each request has to
     give one, if there are any · allowed_hosts: by what names the server may be called, beside `localhost`; any_address:
-    or by every address · cors_origins: of which pages scripts may ask, as "https://example.org", or "null" · log: called
-    with a line for each request; log_prompts: which has the prompts in it. The thread that generates begins with the
-    first request, so that a server may fork before that. ValueError where the model has no vocabulary.
+    or by every address · cors_origins: whose scripts may ask, as "https://example.org", or "null" · log: called with a
+    line for each request; log_prompts: which has the prompts in it. The thread that generates begins with the first
+    request, so that a server may fork before that. ValueError where the model has no vocabulary.
 
     >>> served = app(model, "tiny", slots=2)
     >>> environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/health", "HTTP_HOST": "localhost"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from threading import Semaphore
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     status: int
     type: str
     body: bytes | Iterable[bytes]
-    headers: list[tuple[str, str]] = []
+    headers: Sequence[tuple[str, str]] = ()
 
 
 def as_json(body: object, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Answer:
@@ -104,7 +104,9 @@ class Service:
     def one_model(self, environ: Environ) -> Answer:
         name = environ["PATH_INFO"].removeprefix("/v1/models/").encode("latin-1").decode("utf-8", "replace")
         if name not in self.names:
-            raise Refused(404, f"there is no model {name[:100]!r}; there is {self.names[0]}", "model", "model_not_found")
+            raise Refused(
+                404, f"there is no model {name[:100]!r}; there is {self.names[0]}", "model", "model_not_found"
+            )
         return as_json(self._model())
 
     def _model(self) -> dict[str, Any]:
@@ -115,8 +117,8 @@ class Service:
     # ---- Tokens
 
     def tokenize(self, environ: Environ) -> Answer:
-        """In vLLM's spelling, `prompt` with `add_special_tokens` and `return_token_strs`, or llama.cpp's, `content` with
-        `with_pieces`. No token is added before a text of GPT-2's.
+        """In vLLM's spelling, `prompt` with `add_special_tokens` and `return_token_strs`, or llama.cpp's, `content`
+        with `with_pieces`. No token is added before a text of GPT-2's.
         """
         with self._reading:
             body = read_body(environ)
@@ -151,7 +153,7 @@ class Service:
         begin, ends = self.model.begin, end_tokens(self.model)
         name = {token: self.model.tokenizer.decode([token]) for token in (begin, *ends) if token is not None}
         said = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": self.model.hparams.n_ctx}
-        said |= {"bos_token": name.get(begin), "eos_token": name[ends[0]] if ends else None}
+        said |= {"bos_token": None if begin is None else name[begin], "eos_token": name[ends[0]] if ends else None}
         return as_json(said | {"add_bos_token": False, "add_prefix_space": self.model.special.prefix_space})
 
     # ---- A look inside
@@ -175,10 +177,10 @@ class Service:
         return Answer(200, pages.TYPES["html"], page, [("Content-Security-Policy", pages.INSPECT_POLICY)])
 
     def file(self, environ: Environ) -> Answer:
-        found = pages.find_file(environ["PATH_INFO"][1:] or pages.FILES[0])
+        found = pages.find_file(environ["PATH_INFO"][1:] or next(iter(pages.FILES)))
         if found is None:
             raise Refused(404, f"there is nothing at {environ['PATH_INFO'][:100]!r}")
-        headers = [("Content-Security-Policy", pages.POLICY), ("ETag", found.tag), ("Cache-Control", "no-cache")]
+        headers = [("Content-Security-Policy", pages.policy()), ("ETag", found.tag), ("Cache-Control", "no-cache")]
         if environ.get("HTTP_IF_NONE_MATCH") == found.tag:
             return Answer(304, found.type, b"", headers)
         return Answer(200, found.type, found.data, headers)

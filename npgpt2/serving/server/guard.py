@@ -45,9 +45,9 @@ class Refused(Exception):
 class Guard(NamedTuple):
     """Who may ask.
 
-    hosts: by which names the server may be called, in lower case · any_address: whether by every address as well, of
-    which no other page can have one · origins: of whose pages scripts may ask, beside the server's own · keys: hashes of
-    those of which one is to be given, if there are any
+    hosts: by which names the server may be called, in lower case · any_address: whether by every address as well, which
+    nobody else's page can have · origins: whose scripts may ask, beside the server's own · keys: hashes of those of
+    which one is to be given, if there are any
     """
 
     hosts: frozenset[str]

@@ -9,9 +9,11 @@ from typing import NamedTuple
 from npgpt2 import GPT2
 from npgpt2.files import read_packaged
 from npgpt2.study.report import make_report
+from npgpt2.study.template import allowed_sources
 
-# The files there are, by name, which no other can be asked for; the first is also that of `/`.
-FILES = ("index.html",)
+# The files there are, which no other can be asked for: by name, the package that they are in. `/` is the first.
+PLAYGROUND, STUDY = "npgpt2.serving.playground", "npgpt2.study"
+FILES = {"index.html": PLAYGROUND, "distribution.js": STUDY, "distribution.css": STUDY}
 TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -20,10 +22,6 @@ TYPES = {
     "png": "image/png",
     "json": "application/json",
 }
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; frame-src 'self'"
-    " blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
 # The page of a text has its own policy in it, which allows its own script alone. In a frame, or a tab, it has an origin
 # of its own, so that it can't reach what else this server answers.
 INSPECT_POLICY = "sandbox allow-scripts; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
@@ -40,11 +38,24 @@ class File(NamedTuple):
 
 
 @cache
+def policy() -> str:
+    """What the playground may do: run and show what this server has, and ask it. The page of a text, in a frame, is
+    held to this as well as to its own policy, so that its script and style are named.
+    """
+    allowed = allowed_sources()
+    return (
+        f"default-src 'none'; script-src 'self' {allowed['script']}; style-src 'self' {allowed['style']};"
+        " connect-src 'self'; img-src 'self' data:; frame-src 'self' blob:; frame-ancestors 'none'; base-uri 'none';"
+        " form-action 'none'"
+    )
+
+
+@cache
 def find_file(name: str) -> File | None:
     """A file by its name; None where there is none of that name."""
     if name not in FILES:
         return None
-    data = read_packaged("npgpt2.serving.playground", name)
+    data = read_packaged(FILES[name], name)
     return File(data, TYPES[name.rpartition(".")[2]], f'"{sha256(data).hexdigest()[:16]}"')
 
 

@@ -31,8 +31,8 @@ def serve(
     """Serve an application until a signal comes, or its engine dies, which raises OSError.
 
     threads: how many requests can run or wait · grace: seconds that requests have to end once SIGTERM or Ctrl-C has
-    come; a second signal ends the process at once · log: called with a line for what the application doesn't see · ready:
-    called with the address, once it is listened to → the signal that came
+    come; a second signal ends the process at once · log: called with a line for what the application doesn't see ·
+    ready: called with the address, once it is listened to → the signal that came
     """
     server = _open(app, host, port, threads + SPARE_THREADS, log)
     run = _Run(app, server, grace)
@@ -99,13 +99,13 @@ class _Run:
 
 
 def _open(app: App, host: str, port: int, threads: int, log: Log) -> TcpWSGIServer:
-    """A server that listens. ModuleNotFoundError says what to install where waitress isn't."""
+    """A server that listens; OSError where it can't, or where waitress isn't there."""
     try:
         from waitress.channel import HTTPChannel
         from waitress.server import create_server
         from waitress.task import ErrorTask
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(INSTALL) from error
+    except ModuleNotFoundError:
+        raise OSError(f"serve takes waitress: {INSTALL}") from None
 
     class Refusal(ErrorTask):  # type: ignore[misc, unused-ignore]
         """What waitress itself can't take for a request, answered as the application would, and logged."""

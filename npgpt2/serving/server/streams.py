@@ -29,7 +29,9 @@ def events(job: Job, chunks: Chunks, error_of: Callable[[Exception], dict[str, A
         for batch in job.events(PATIENCE):
             if not batch:
                 yield b": still here\n\n"
-            said = b"".join(event(chunk) for number, one in batch if one.token is not None for chunk in chunks.of(number, one))
+            said = b"".join(
+                event(chunk) for number, one in batch if one.token is not None for chunk in chunks.of(number, one)
+            )
             if said:
                 yield said
         if chunks.completion.stream_usage:
