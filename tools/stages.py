@@ -17,6 +17,7 @@ from time import perf_counter
 
 import numpy as np
 from machine import copy_to_disk, resident_bytes, run, seconds
+from served import served
 
 import npgpt2
 from npgpt2 import kernels
@@ -355,7 +356,7 @@ def beside(figure, one, other, times=5):
 
 STAGES = {
     stage.__name__: stage
-    for stage in (checkpoint, convert, start, parts, two_ways, many_callers, batches, batch_memory, growth)
+    for stage in (checkpoint, convert, start, parts, two_ways, many_callers, batches, batch_memory, served, growth)
 }
 
 

@@ -1,20 +1,19 @@
 """A completion as it is streamed: chunks of the answer's own shape, a token in each.
 
 What all chunks of a choice say, one behind another, is what the whole answer says: texts, log-probabilities, offsets. A
-chunk's text is what its token adds: nothing as long as a character isn't complete, and where a stop string may have
-begun, the chunk waits until it is known whether it has.
+chunk's text is what its token adds. Where that isn't known yet, within a character, or where a stop string may have
+begun, the chunk waits until it is.
 """
 
 from __future__ import annotations
 
-import codecs
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from typing import Any
 
 from npgpt2.engine import Event, LogProb
 from npgpt2.serving.choices import FINISH, Origin, head, usage
-from npgpt2.serving.logprobs import shape_logprobs, text_offsets
+from npgpt2.serving.logprobs import Pieces, shape_logprobs, text_offsets
 from npgpt2.serving.protocol import Completion
 from npgpt2.tokenizer import Tokenizer
 
@@ -85,10 +84,11 @@ class _Choice:
         self._completion, self._tokenizer = completion, tokenizer
         self._prompt = completion.prompts[number // completion.n]
         self._before = tokenizer.decode(self._prompt)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held: deque[tuple[int, str, int]] = deque()  # tokens, what each adds to the text, and where
-        self._certain = ""  # text of those that are held
-        self._given, self._length = 0, 0  # tokens, and characters with those that are held
+        self._pieces = Pieces(tokenizer)
+        self._tokens: deque[int] = deque()  # those that haven't been given out, and what each adds to the text
+        self._added: deque[str] = deque()
+        self._certain = ""  # text that hasn't been given out
+        self._given, self._at, self._length = 0, 0, 0  # tokens; characters that they add, and those of the text
         self._first = True
 
     def echo(self, scored: list[LogProb]) -> dict[str, Any]:
@@ -105,22 +105,21 @@ class _Choice:
         request, reason = event.request, event.finish_reason
         self._certain += event.text
         if event.token is not None:
+            self._tokens.append(event.token)
             silent = reason == "end" or (reason == "stop" and event.token in request.limits.stop_tokens)
-            own = "" if silent else self._decoder.decode(self._tokenizer.decode_bytes([event.token]))
-            self._held.append((event.token, own, self._length))
-            self._length += len(own)
-        end = len(self._before) + self._length
-        if reason:  # the text may end before a stop string
-            end = len(self._before) + self._length - sum(len(own) for _, own, _ in self._held) + len(self._certain)
-        while self._held and (reason or len(self._held[0][1]) <= len(self._certain)):
-            token, own, offset = self._held.popleft()
-            last = bool(reason) and not self._held
-            text = self._certain if last else self._certain[: len(own)]
+            self._added += [*self._pieces.finish(), ""] if silent else self._pieces.push(event.token)
+        if reason:
+            self._added += self._pieces.finish()
+        end = self._length + len(self._certain)  # of the text, if this is its end
+        while self._added and (reason or len(self._added[0]) <= len(self._certain)):
+            token, added = self._tokens.popleft(), self._added.popleft()
+            last = bool(reason) and not self._added
+            text = self._certain if last else self._certain[: len(added)]
             self._certain = self._certain[len(text) :]
             logprobs = request.logprobs[self._given : self._given + 1]
-            self._given += 1
-            at = min(len(self._before) + offset, end)
-            yield self._say([token], text, logprobs, [at], FINISH.get(reason or "") if last else None)
+            offset = len(self._before) + min(self._at, end)
+            self._given, self._at, self._length = self._given + 1, self._at + len(added), self._length + len(text)
+            yield self._say([token], text, logprobs, [offset], FINISH.get(reason or "") if last else None)
 
     def _say(
         self, tokens: list[int], text: str, logprobs: list[LogProb], offsets: list[int], reason: str | None

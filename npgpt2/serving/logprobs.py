@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from npgpt2.engine import LogProb
@@ -52,9 +53,45 @@ def text_offsets(tokenizer: Tokenizer, tokens: Sequence[int], end: int) -> list[
     >>> text_offsets(tokenizer, tokenizer.encode("A€ model"), end=8)
     [0, 1, 1, 1, 2]
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    offsets, at = [], 0
-    for token in tokens:
-        offsets.append(min(at, end))
-        at += len(decoder.decode(tokenizer.decode_bytes([token])))
-    return offsets
+    pieces = Pieces(tokenizer)
+    added = [text for token in tokens for text in pieces.push(token)] + pieces.finish()
+    return [min(at, end) for at in accumulate(map(len, added[:-1]), initial=0)][: len(tokens)]
+
+
+class Pieces:
+    r"""What each token of a text adds to it, as soon as that is known; all of it together is the text.
+
+    Of tokens that are parts of one character, the last adds it, or U+FFFD where it is never completed.
+
+    >>> pieces = Pieces(tokenizer)
+    >>> [pieces.push(token) for token in tokenizer.encode("A€")], pieces.push(tokenizer.encode("€")[0]), pieces.finish()
+    ([['A'], [], [], ['', '', '€']], [], ['\ufffd'])
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held: list[str] = []  # of tokens that end within a character
+
+    def push(self, token: int) -> list[str]:
+        """What those tokens add of which it is known now, in order; this one may be among them."""
+        text = self._decoder.decode(self._tokenizer.decode_bytes([token]))
+        if self._held and text.startswith("\ufffd"):  # what they began isn't completed by this one
+            self._held[-1] += "\ufffd"
+            text = text[1:]
+        known = self._held if text or not self._within else []
+        self._held = [*([] if known else self._held), *([text] if self._within else [])]
+        return known if self._within else [*known, text]
+
+    def finish(self) -> list[str]:
+        """What those add of which it isn't known yet, where no more come."""
+        known, self._held = self._held, []
+        if known:
+            known[-1] += self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return known
+
+    @property
+    def _within(self) -> bool:
+        """Whether the text so far ends within a character."""
+        return bool(self._decoder.getstate()[0])

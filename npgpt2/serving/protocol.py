@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from reprlib import repr as shortened
 from typing import Any, cast
 
 from npgpt2.engine import Settings, parse_settings
 from npgpt2.engine.engine import Model
 from npgpt2.sampling import SamplingSettings
+from npgpt2.tokenizer import Tokenizer
 
 # What the engine knows under the same names.
 SAMPLERS = [name for name in SamplingSettings.__annotations__ if name not in ("logit_bias", "seed", "sample")]
@@ -152,19 +154,29 @@ def _prompts(body: dict[str, Any], model: Model, max_tokens: int) -> list[list[i
     for prompt in said if several else [said]:
         if isinstance(prompt, list) and not (prompt and all(type(token) is int for token in prompt)):
             raise BadRequest(f"prompt has {shortened(prompt)}, where token ids are expected", "prompt")
+        n_ctx = model.hparams.n_ctx
+        if isinstance(prompt, str) and (least := len(prompt) // _longest(model.tokenizer)) > n_ctx:
+            # Said before the text is encoded, which takes a second a megabyte.
+            raise BadRequest(f"prompt has at least {least:,} tokens, more than the model's n_ctx of {n_ctx:,}", "prompt")
         try:
             tokens = model.prompt_tokens(prompt, True)
             model.tokenizer.decode_bytes(tokens)  # rows of the model that are no token's have no text
         except (TypeError, ValueError) as error:
             model.prompt_tokens([0], True)  # where this fails too, it isn't the prompt's fault
             raise BadRequest(f"prompt: {error}".replace("prompt: prompt ", "prompt "), "prompt") from None
-        if len(tokens) + max_tokens > (n_ctx := model.hparams.n_ctx):
+        if len(tokens) + max_tokens > n_ctx:
             more = f"{len(tokens):,} tokens and max_tokens is {max_tokens:,}: more than the model's n_ctx of {n_ctx:,}"
             raise BadRequest(f"prompt has {more}", "prompt" if len(tokens) > n_ctx else "max_tokens")
         prompts.append(tokens)
         if (total := total + len(tokens)) > PROMPT_TOKENS_LIMIT:
             raise BadRequest(f"prompt has more than {PROMPT_TOKENS_LIMIT:,} tokens, all together", "prompt")
     return prompts
+
+
+@lru_cache(maxsize=1)
+def _longest(tokenizer: Tokenizer) -> int:
+    """How many bytes the longest token has, so that no text of more characters is one token."""
+    return max(len(tokenizer.decode_bytes([token])) for token in range(len(tokenizer)) if token in tokenizer)
 
 
 def _settings(body: dict[str, Any], model: Model, seed: int | None) -> Settings:

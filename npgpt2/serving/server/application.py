@@ -204,6 +204,12 @@ def printable(text: str) -> str:
     r"""A text in which nothing can be taken for another line of the log, or for a terminal's commands.
 
     >>> printable("/\r\n\x1b[31m")
-    '/\\r\\n\\x1b[31m'
+    '/\\x0d\\x0a\\x1b[31m'
     """
-    return "".join(c if c.isascii() and c.isprintable() and c not in '\\ "' else repr(c)[1:-1] for c in text[:500])
+
+    def shown(c: str) -> str:
+        if "!" <= c <= "~" and c != "\\":
+            return c
+        return f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
+
+    return "".join(map(shown, text[:500]))

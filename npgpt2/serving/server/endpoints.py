@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from threading import Semaphore
+from threading import Lock
 from typing import Any, NamedTuple
 
 from npgpt2 import GPT2
@@ -19,8 +19,8 @@ from npgpt2.serving.server.guard import Environ, Refused, read_body
 from npgpt2.serving.server.loop import Full, Loop, Stopped
 
 JSON = "application/json"
-# How many bodies are read, and texts looked into, at once; others wait, since each takes memory.
-READ_AT_ONCE, INSPECTED_AT_ONCE = 4, 1
+# Seconds that a text waits to be looked into while another is.
+INSPECT_PATIENCE = 10
 RETRY = [("Retry-After", "1")]
 NO_CHAT = (
     "this is a base model, which continues text and has no chat: POST /v1/completions with a prompt, as in"
@@ -69,7 +69,8 @@ class Service:
         self.model, self.names, self.loop, self.metrics = model, names, loop, counted
         fingerprint = getattr(model.weights, "fingerprint", lambda: os.urandom(8).hex())()
         self.origin = Origin(names[0], fingerprint, int(time.time()))
-        self._reading, self._inspecting = Semaphore(READ_AT_ONCE), Semaphore(INSPECTED_AT_ONCE)
+        # Bodies are read, and texts looked into, one at a time: both take memory, and Python's time from the engine.
+        self._reading, self._inspecting = Lock(), Lock()
 
     # ---- Completions
 
@@ -168,7 +169,7 @@ class Service:
                 raise Refused(400, f"prompt: {error}", "prompt") from None
         if len(tokens) > (most := min(pages.INSPECT_LIMIT, self.model.hparams.n_ctx)):
             raise Refused(400, f"prompt has {len(tokens):,} tokens, of which {most:,} can be looked into", "prompt")
-        if not self._inspecting.acquire(timeout=10):
+        if not self._inspecting.acquire(timeout=INSPECT_PATIENCE):
             raise Full
         try:
             page = pages.inspect_page(self.model, tokens, self.names[0])

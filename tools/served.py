@@ -1,0 +1,109 @@
+"""A stage of `stages.py`: `npgpt2 serve` with many clients at once, beside an engine that has the same requests."""
+
+import json
+import re
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from statistics import median
+from subprocess import DEVNULL
+from threading import Barrier, Thread
+from time import perf_counter
+
+import numpy as np
+from machine import seconds, start_python
+
+import npgpt2
+
+CLIENTS, CONTEXT, LENGTH = 16, 64, 48
+# A prompt that comes while they write, and how many such.
+JOINING, TIMES = 32, 5
+
+
+def served(folder, _):
+    """What many clients get together, and how long one waits that joins them."""
+    model = npgpt2.load(folder / "model.npz")
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, model.hparams.n_vocab, CONTEXT).tolist() for _ in range(CLIENTS)]
+
+    def library():
+        engine = npgpt2.Engine(model, CLIENTS)
+        for number, prompt in enumerate(prompts):
+            engine.submit(prompt, length=LENGTH, temperature=1, seed=number, ignore_eot=True)
+        while engine.busy:
+            engine.step()
+
+    with serving(folder / "model.npz", CLIENTS + 1) as port:
+        ours, theirs, waits = [], [], []
+        for _ in range(TIMES + 1):  # the first doesn't count
+            theirs.append(CLIENTS * LENGTH / seconds(library))
+            start = perf_counter()
+            streams = at_once(port, [body(prompt, LENGTH, number) for number, prompt in enumerate(prompts)])
+            ours.append(sum(map(len, streams)) / (max(times[-1] for times in streams) - start))
+        for _ in range(TIMES):
+            waits.append(joining(port, prompts, rng.integers(0, model.hparams.n_vocab, JOINING).tolist()))
+    figure = f"{CLIENTS} clients of `npgpt2 serve`, beside an engine"
+    yield figure, "tokens/s", {"npgpt2": median(ours[1:]), "beside": median(theirs[1:])}
+    first, between = (median(values) for values in zip(*waits, strict=True))
+    yield f"first token of {JOINING} that join them", "ms", {"npgpt2": 1e3 * first}
+    yield "  by the time between theirs (below 5)", "times", {"npgpt2": first / between}
+
+
+def body(prompt, length, seed):
+    settings = {"max_tokens": length, "seed": seed, "ignore_eos": True, "stream": True}
+    return json.dumps({"prompt": prompt} | settings).encode()
+
+
+@contextmanager
+def serving(model, slots):
+    """A server in a process of its own, which stands for what its port is."""
+    with start_python("-m", "npgpt2", "serve", "-m", model, "--port", 0, "--slots", slots, stderr=DEVNULL) as process:
+        try:
+            yield int(re.search(r":(\d+)$", process.stdout.readline())[1])
+        finally:
+            process.terminate()
+
+
+def at_once(port, bodies):
+    """When each token of each stream came, as lists, of requests that are sent at the same time."""
+    times, ready = [[] for _ in bodies], Barrier(len(bodies))
+
+    def ask(number):
+        connection = HTTPConnection("127.0.0.1", port)
+        connection.connect()
+        ready.wait()
+        times[number] += tokens_of(connection, bodies[number])
+
+    threads = [Thread(target=ask, args=(number,)) for number in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times
+
+
+def tokens_of(connection, body):
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    for line in connection.getresponse():
+        if line.startswith(b"data: {"):
+            yield perf_counter()
+    connection.close()
+
+
+def joining(port, prompts, prompt):
+    """Seconds to the first token of a prompt that joins others that write, and between two of theirs."""
+    others = [[] for _ in prompts]
+
+    def ask(number):
+        for when in tokens_of(HTTPConnection("127.0.0.1", port), body(prompts[number], 3 * LENGTH, number)):
+            others[number].append(when)
+
+    threads = [Thread(target=ask, args=(number,)) for number in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    while min(map(len, others)) < 10:
+        threads[0].join(0.01)
+    start = perf_counter()
+    first = next(tokens_of(HTTPConnection("127.0.0.1", port), body(prompt, 1, 0))) - start
+    for thread in threads:
+        thread.join()
+    return first, float(np.median(np.diff(others[0][10:])))
