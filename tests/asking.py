@@ -137,6 +137,12 @@ class Served:
         text = self.ask("GET", "/metrics").body.decode()
         return float(re.search(rf"^npgpt2_{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])
 
+    @property
+    def threads(self):
+        """How many the process has; None where the system doesn't say."""
+        folder = f"/proc/{self.process.pid}/task"
+        return len(os.listdir(folder)) if os.path.isdir(folder) else None
+
     def end(self, number=signal.SIGTERM):
         """Its exit status, once it has been sent a signal."""
         self.process.send_signal(number)

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from asking import JSON, ask, environ_of
+from asking import ask, environ_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,8 +35,8 @@ def locked(model):
 @pytest.mark.parametrize(
     "host",
     ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "localhost@evil.example", "",
-     "localhost, evil.example", "localhost:80:80", "[::1", "::1", "localhost:port", "localhost/", " localhost", "0.0.0.0",
-     "localhost.", "LOCALHOST.EVIL", "192.168.0.1", "[::2]", "xn--localhost", "localhost:123456", "localhost\x00"],
+     "localhost, evil.example", "localhost:80:80", "[::1", "::1", "localhost:port", "localhost/", " localhost",
+     "0.0.0.0", "localhost.", "LOCALHOST.EVIL", "192.168.0.1", "[::2]", "xn--localhost", "localhost:123456", "localhost\x00"],
 )  # fmt: skip
 def test_a_host_that_is_not_ours_is_refused(host, served):
     for method, path, body in (("GET", "/", b""), ("GET", "/v1/models", b""), ("POST", "/v1/completions", BODY)):
@@ -73,7 +73,11 @@ def test_names_of_the_server_are_added(model):
 )  # fmt: skip
 def test_an_origin_that_is_not_ours_is_refused(origin, served):
     """The server is called localhost:8000 here; what a browser calls another origin is another."""
-    for method, path, body in (("GET", "/v1/models", b""), ("POST", "/v1/completions", BODY), ("OPTIONS", "/tokenize", b"")):
+    for method, path, body in (
+        ("GET", "/v1/models", b""),
+        ("POST", "/v1/completions", BODY),
+        ("OPTIONS", "/tokenize", b""),
+    ):
         answer = ask(served, method, path, body, Origin=origin)
         assert answer.status == 403
         assert "Access-Control-Allow-Origin" not in answer.headers
@@ -146,8 +150,8 @@ def test_without_a_key_nothing_is_told(given, locked):
 
 def test_with_a_key_all_is(locked):
     umlaut = "Bearer " + "schlüssel".encode().decode("latin-1")  # as servers hand on bytes
-    for given in ("Bearer secret", "bearer secret", umlaut):
-        assert ask(locked, "GET", "/v1/models", Authorization=given).status == 200
+    for key in ("Bearer secret", "bearer secret", umlaut):
+        assert ask(locked, "GET", "/v1/models", Authorization=key).status == 200
     for path in ("/health", "/"):
         assert ask(locked, "GET", path).status == 200
 
@@ -177,7 +181,8 @@ def test_keys_are_compared_as_hashes_each_of_them(monkeypatch):
      b'{"temperature": -Infinity}', b'{"temperature": 1e999}', b'{"seed": ' + b"9" * 401 + b"}",
      b'{"max_tokens": ' + b"1" * 100_000 + b"}", b'{"temperature": 0.' + b"1" * 100_000 + b"}",
      b"[" * 100_000, b'{"a":' * 100_000, b"[" * 17 + b"]" * 17, b'{"prompt": ' + b"[" * 16 + b"]" * 16 + b"}",
-     b'{"prompt": [' + b"1," * 300_000 + b"1]}", b'{"a": [' + b"[]," * 200_000 + b"1]}", b"{" + b'"a":1,' * 200_000 + b"}",
+     b'{"prompt": [' + b"1," * 300_000 + b"1]}", b'{"a": [' + b"[]," * 200_000 + b"1]}",
+     b"{" + b'"a":1,' * 200_000 + b"}",
      b'"' * 1_000_000 + b"[" * 20, b'"' + b"\\" * 1_000_001, b'"\\"' * 300_000 + b"[" * 17],
     ids=lambda body: f"{body[:20]!r} of {len(body)}",
 )  # fmt: skip
@@ -241,7 +246,9 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = "prompt max_tokens temperature top_k n best_of logprobs echo stop logit_bias seed stream stream_options content"
+FIELDS = (
+    "prompt max_tokens temperature top_k n best_of logprobs echo stop logit_bias seed stream stream_options content"
+)
 FIELDS += " stop_token_ids tokens with_pieces parse_special return_token_ids"
 PATHS = ["/v1/completions", "/tokenize", "/detokenize", "/inspect", "/v1/chat/completions"]
 
@@ -300,7 +307,11 @@ def test_the_log_has_what_how_long_and_tokens_but_no_text_unless_that_is_wanted(
 
 def test_no_answer_tells_of_the_machine(served):
     """Neither paths nor what a traceback would show, nor which program answers."""
-    for method, path, body in (("GET", "/v1/models", b""), ("POST", "/v1/completions", BODY), ("GET", "/../../etc", b"")):
+    for method, path, body in (
+        ("GET", "/v1/models", b""),
+        ("POST", "/v1/completions", BODY),
+        ("GET", "/../../etc", b""),
+    ):
         answer = ask(served, method, path, body)
         said = answer.body.decode() + str(answer.headers)
         for word in ("Traceback", "/tmp", sys.prefix, "Python", "waitress"):
@@ -308,6 +319,7 @@ def test_no_answer_tells_of_the_machine(served):
 
 
 def test_a_header_that_is_no_text_does_no_harm(served):
-    environ = environ_of("GET", "/health", Authorization="\xff\x80", If_None_Match='"\r\nX: y"', X_Forwarded_Host="evil")
+    environ = environ_of(
+        "GET", "/health", Authorization="\xff\x80", If_None_Match='"\r\nX: y"', X_Forwarded_Host="evil"
+    )
     assert list(served(environ, lambda status, headers: None)) == [b'{"status": "ok"}']
-    assert JSON

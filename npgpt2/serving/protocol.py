@@ -150,14 +150,14 @@ def _prompts(body: dict[str, Any], model: Model, max_tokens: int) -> list[list[i
         raise BadRequest(f"prompt is {shortened(said)}, where {expected}", "prompt")
     if several and len(said) > PROMPTS_LIMIT:
         raise BadRequest(f"prompt is a list of {len(said):,}, more than {PROMPTS_LIMIT:,}", "prompt")
-    prompts, total = [], 0
+    prompts, total, n_ctx = [], 0, model.hparams.n_ctx
     for prompt in said if several else [said]:
         if isinstance(prompt, list) and not (prompt and all(type(token) is int for token in prompt)):
             raise BadRequest(f"prompt has {shortened(prompt)}, where token ids are expected", "prompt")
-        n_ctx = model.hparams.n_ctx
         if isinstance(prompt, str) and (least := len(prompt) // _longest(model.tokenizer)) > n_ctx:
             # Said before the text is encoded, which takes a second a megabyte.
-            raise BadRequest(f"prompt has at least {least:,} tokens, more than the model's n_ctx of {n_ctx:,}", "prompt")
+            more = f"{least:,} tokens and max_tokens is {max_tokens:,}: more than the model's n_ctx of {n_ctx:,}"
+            raise BadRequest(f"prompt has at least {more}", "prompt")
         try:
             tokens = model.prompt_tokens(prompt, True)
             model.tokenizer.decode_bytes(tokens)  # rows of the model that are no token's have no text

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from time import monotonic
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 INSTALL = "pip install npgpt2[serve]"
 # Connections at once, and threads beside those of requests that run or wait, which answer the others.
 CONNECTIONS, SPARE_THREADS = 512, 16
-# Seconds that a thread which only runs Python may keep the engine's from going on: with Python's own 0.005, while a long
-# text was encoded, a step of 8 that write took 3 times as long as without; with this, 2 times.
+# Seconds that a thread which only runs Python may keep the engine's from going on. While a long text was encoded, a
+# step of 8 that write took 3 times as long with Python's own 0.005, and 2 times as long with this.
 SWITCH = 0.001
 # Seconds between two looks at what there is to do besides requests, and those that a client has to take what it was
 # sent when the server is about to end.
@@ -129,10 +130,13 @@ def _open(app: App, host: str, port: int, threads: int, log: Log) -> TcpWSGIServ
         error_task_class = Refusal
 
     _log_through(log)
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(f"can't listen at port {port} of {host}: {error.strerror}") from None
     server: Any = create_server(
         app,
-        host=host,
-        port=port,
+        sockets=[listening],
         threads=threads,
         ident="",
         connection_limit=CONNECTIONS,
