@@ -36,7 +36,8 @@ def locked(model):
     "host",
     ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "localhost@evil.example", "",
      "localhost, evil.example", "localhost:80:80", "[::1", "::1", "localhost:port", "localhost/", " localhost",
-     "0.0.0.0", "localhost.", "LOCALHOST.EVIL", "192.168.0.1", "[::2]", "xn--localhost", "localhost:123456", "localhost\x00"],
+     "0.0.0.0", "localhost.", "LOCALHOST.EVIL", "192.168.0.1", "[::2]", "xn--localhost", "localhost:123456",
+     "localhost\x00"],
 )  # fmt: skip
 def test_a_host_that_is_not_ours_is_refused(host, served):
     for method, path, body in (("GET", "/", b""), ("GET", "/v1/models", b""), ("POST", "/v1/completions", BODY)):

@@ -123,7 +123,8 @@ def test_the_address_is_printed_once_it_is_listened_to(served):
     ("options", "said"),
     [
         (["--port", "65536"], "65536"), (["--port", "-1"], "port"), (["--port", "http"], "http"),
-        (["--slots", "0"], "slots"), (["--queue", "-1"], "queue"), (["--grace", "-1"], "grace"), (["--host", "nowhere.example"], "no address"),
+        (["--slots", "0"], "slots"),
+        (["--queue", "-1"], "queue"), (["--grace", "-1"], "grace"), (["--host", "nowhere.example"], "no address"),
         (["--host", "0.0.0.0"], "--api-key-file"), (["--host", "::"], "--no-key"), (["--host", "10.0.0.1"], "--no-key"),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """The server's application by itself: what it answers, streamed and whole, is what the library gives."""
 
 import json
+import re
 import threading
 
 import numpy as np
@@ -555,6 +556,19 @@ def test_metrics_are_prometheus_text(served):
     assert buckets == sorted(buckets)
     assert buckets[-1] == counts[f"{name}_count"] > 0
     assert counts["npgpt2_generated_tokens_total"] > counts['npgpt2_requests_finished_total{reason="length"}'] > 0
+
+
+def test_what_the_readme_shows_is_answered(fixtures):
+    """But for what is of the moment."""
+    readme = (fixtures.parent.parent / "README.md").read_text("utf-8").split("\n## Serving")[1].split("\n## ")[0]
+    calls = re.findall(r"^\$ curl -s localhost:8000(\S+) -H '(.*?): (.*?)' -d '(.*?)'\n(.*)$", readme, re.MULTILINE)
+    assert len(calls) >= 2
+    bundled = app(npgpt2.load())
+    for path, name, value, body, shown in calls:
+        answer = ask(bundled, "POST", path, body.encode(), **{name.replace("-", "_"): value}).json
+        of_the_moment = {"id", "created"} & {*answer}
+        assert answer | dict.fromkeys(of_the_moment) == json.loads(shown) | dict.fromkeys(of_the_moment)
+    bundled.close()
 
 
 def test_what_is_unsuited_for_an_application_is_refused_by_name(model):

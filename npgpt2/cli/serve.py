@@ -59,14 +59,18 @@ def add_commands(commands: Commands[Parser]) -> None:
     )
     parser.add_argument("--no-key", action="store_true", help="listen at another address without a key: all can ask")
     parser.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="a name of this server; repeatable"
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which clients call this server, beside localhost; repeatable",
     )
     parser.add_argument(
         "--cors-origin",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="a page whose scripts may ask, as https://example.org, or null for files; repeatable",
+        help="whose pages' scripts may ask, as https://example.org, or null for files; repeatable",
     )
     parser.add_argument("--log-prompts", action="store_true", help="show prompts in the log")
     add_model_to_run(parser)

@@ -1,9 +1,9 @@
-"""Many requests: what a request's body may say and how its answer looks, and the run over a file of them. It knows
-models by what an engine needs of them, and leaves out how tokens are computed and drawn (`engine`), and arguments
-(`cli`).
+"""Many requests: what a request's body may say and how its answer looks, the run over a file of them, and the server
+that is asked over HTTP. It leaves out how tokens are computed and drawn (`engine`), and arguments (`cli`).
 
 `Requests` reads a file of requests, `check` looks at all of its lines, `unanswered` says which of them `Answers`, the
-file of answers, doesn't have yet, and `run` has those answered by `on_engine`, or by another `Runner`.
+file of answers, doesn't have yet, and `run` has those answered by `on_engine`, or by another `Runner`. `app` makes of a
+model what any WSGI server can run.
 """
 
 from npgpt2.serving.answers import Answers

@@ -75,7 +75,9 @@ def app(
     guard = Guard.of(allowed_hosts, any_address, cors_origins, api_keys)
     metrics = Metrics()
     loop = Loop(model, slots, queue, metrics)
-    return App(Service(model, [name or model.name, *aliases], loop, metrics), guard, log, log_prompts)
+    return App(
+        Service(model, list(dict.fromkeys((name or model.name, *aliases))), loop, metrics), guard, log, log_prompts
+    )
 
 
 class App:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 from hashlib import sha256
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from npgpt2 import GPT2
 from npgpt2.files import read_packaged
-from npgpt2.study.report import make_report
 from npgpt2.study.template import allowed_sources
+
+if TYPE_CHECKING:
+    from npgpt2 import GPT2
 
 # The files there are, which no other can be asked for: by name, the package that they are in. `/` is the first.
 PLAYGROUND, STUDY = "npgpt2.serving.playground", "npgpt2.study"
@@ -61,5 +62,7 @@ def find_file(name: str) -> File | None:
 
 def inspect_page(model: GPT2, tokens: list[int], name: str) -> bytes:
     """What happens inside the model with a text, as HTML; see `make_report`."""
+    from npgpt2.study.report import make_report  # which a server that nobody asks for it doesn't need
+
     trace = model.trace(tokens, attention=True, residual=True)
     return make_report(trace, model.tokenizer, name).encode("utf-8")
