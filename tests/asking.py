@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
+from tempfile import TemporaryFile
 
 JSON = {"Content-Type": "application/json"}
 
@@ -108,8 +109,8 @@ def joined(chunks, count=1):
 class Served:
     """A server that runs: `port`, `process`, and the lines of its log once it has ended."""
 
-    def __init__(self, process, port):
-        self.process, self.port, self.log = process, port, []
+    def __init__(self, process, port, errors):
+        self.process, self.port, self.errors, self.log = process, port, errors, []
 
     def connect(self):
         return HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -149,20 +150,22 @@ class Served:
         return self.wait()
 
     def wait(self):
-        _, said = self.process.communicate(timeout=60)
-        self.log = said.splitlines()
-        return self.process.returncode
+        status = self.process.wait(timeout=60)
+        self.errors.seek(0)
+        self.log = self.errors.read().splitlines()
+        return status
 
 
 @contextmanager
 def serving(*options, program=("-m", "npgpt2"), env=()):
     """A server in a process of its own, at any port that is free; whatever happens, it ends."""
     command = [sys.executable, *program, "serve", "--port", "0", *map(str, options)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, env=os.environ | dict(env)) as process:
-        try:
-            line = process.stdout.readline()
-            assert " at http://" in line, line + process.stderr.read()
-            yield Served(process, int(line.rpartition(":")[2]))
-        finally:
-            process.kill()
+    with ExitStack() as stack:
+        # A pipe that nobody reads would be full after some hundred lines, and writing the next would take forever.
+        errors = stack.enter_context(TemporaryFile("w+", encoding="utf-8"))
+        pipes = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
+        process = stack.enter_context(subprocess.Popen(command, **pipes, env=os.environ | dict(env)))
+        stack.callback(process.kill)
+        line = process.stdout.readline()
+        assert " at http://" in line, line
+        yield Served(process, int(line.rpartition(":")[2]), errors)

@@ -401,7 +401,7 @@ def in_thread(monkeypatch, *options):
         until(lambda: lines)
         # A second call would be a second signal, which ends the process.
         end = handlers.pop(signal.SIGTERM)
-        yield Served(None, int(lines[0].rpartition(":")[2])), lambda: end(signal.SIGTERM, None), lines, status
+        yield Served(None, int(lines[0].rpartition(":")[2]), None), lambda: end(signal.SIGTERM, None), lines, status
     finally:
         thread.join(30)
         sys.setswitchinterval(before)
