@@ -56,7 +56,7 @@ def test_a_host_that_is_missing_is_400(served):
 
 
 def test_names_of_the_server_are_added(model):
-    made = app(model, allowed_hosts=["box.LAN", "192.168.0.7", "fe80::1"])
+    made = app(model, allowed_hosts=["box.LAN:80", "192.168.0.7", "fe80::1"])
     for host, status in (("BOX.lan:8000", 200), ("192.168.0.7", 200), ("[fe80::1]:80", 200), ("192.168.0.8", 403)):
         assert ask(made, "GET", "/health", Host=host).status == status
     anywhere = app(model, any_address=True)
@@ -198,6 +198,11 @@ def test_bodies_are_bounded(served):
     room = BODY_LIMIT - len(whole % b"")
     assert ask(served, "POST", "/v1/completions", whole % (b"x" * room)).status == 200
     assert ask(served, "POST", "/v1/completions", whole % (b"x" * (room + 1))).status == 413
+    ended = {"wsgi.input_terminated": True}
+    chunked = environ_of("POST", "/v1/completions", whole % b"x", Content_Length=None) | ended
+    assert json.loads(b"".join(served(chunked, lambda *said: None)))["choices"]
+    chunked = environ_of("POST", "/v1/completions", whole % (b"x" * (room + 1)), Content_Length=None) | ended
+    assert b"has more than 2,097,152 bytes" in b"".join(served(chunked, lambda *said: None))
     for length in ("-1", "1e3", "x", "9" * 30, "٣"):
         assert ask(served, "POST", "/v1/completions", BODY, Content_Length=length).status in (400, 413)
 
@@ -209,6 +214,7 @@ def test_bodies_are_bounded(served):
      ("stop_token_ids", [-1]), ("logit_bias", {str(i): 0 for i in range(1025)}), ("logit_bias", {"5": 1e300}),
      ("logit_bias", {"9" * 400: 1}), ("top_k", -1), ("seed", 2**63), ("seed", -(2**63) - 1), ("min_tokens", -1),
      ("no_repeat_ngram_size", -1), ("temperature", -1), ("temperature", 1e308 * 10), ("repetition_penalty", 0),
+     ("model", 5), ("model", ["tiny"]),
      ("prompt", [["A"]]), ("prompt", ["A"] * 2049), ("prompt", [-1]), ("prompt", [10**300]), ("prompt", [[]])],
 )  # fmt: skip
 def test_numbers_and_lists_are_bounded_both_ways(field, value, served):

@@ -124,8 +124,10 @@ def test_the_address_is_printed_once_it_is_listened_to(served):
     [
         (["--port", "65536"], "65536"), (["--port", "-1"], "port"), (["--port", "http"], "http"),
         (["--slots", "0"], "slots"),
-        (["--queue", "-1"], "queue"), (["--grace", "-1"], "grace"), (["--host", "nowhere.example"], "no address"),
+        (["--queue", "-1"], "queue"), (["--grace", "-1"], "grace"), (["--host", "nowhere.example"], "nowhere.example"),
         (["--host", "0.0.0.0"], "--api-key-file"), (["--host", "::"], "--no-key"), (["--host", "10.0.0.1"], "--no-key"),
+        (["--cors-origin", "*"], "no origin"), (["--cors-origin", "https://a.example/page"], "no origin"),
+        (["--allowed-host", "http://a.example"], "no name"), (["--no-key", "--api-key-file", "k"], "both"),
     ],
 )  # fmt: skip
 def test_options_that_are_wrong_are_refused(run, monkeypatch, options, said):
@@ -385,6 +387,23 @@ def test_a_client_that_takes_nothing_holds_up_nobody(slow):
         assert len(Streaming(one, max_tokens=5).begin().rest()) == 5
         assert one.end() == 0
         lazy.go()
+
+
+def test_a_client_that_takes_nothing_for_long_is_taken_for_gone(tiny, monkeypatch):
+    """It would keep one of the threads for ever."""
+    monkeypatch.setattr("npgpt2.serving.server.runner.STALLED", 0.3)
+    monkeypatch.setattr("npgpt2.serving.server.runner.TICK", 0.1)
+    with in_thread(monkeypatch, "-m", tiny, "--slots", 2, "--queue", 2) as (one, end, lines, _):
+        body = json.dumps(LONG | {"stream": True, "logprobs": 100, "n": 14}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with socket.socket() as lazy:
+            lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            lazy.connect(("127.0.0.1", one.port))
+            lazy.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            until(lambda: any("POST /v1/completions" in line for line in lines), 30)
+        assert one.ask("GET", "/health").status == 200
+        end()
+    assert any(" gone " in line for line in lines)
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from ipaddress import ip_address
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from threading import Lock
 from time import strftime
@@ -17,6 +19,7 @@ from npgpt2.models import find_model
 from npgpt2.weights import Weights
 
 KEY_VARIABLE = "NPGPT2_API_KEY"
+LOGGING = Lock()
 
 
 def port(text: str) -> int:
@@ -57,7 +60,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         metavar="PATH",
         help=f"keys, one to a line, of which requests have to give one (default: ${KEY_VARIABLE}, if set)",
     )
-    parser.add_argument("--no-key", action="store_true", help="listen at another address without a key: all can ask")
+    parser.add_argument("--no-key", action="store_true", help="want no key, at whatever address")
     parser.add_argument(
         "--allowed-host",
         action="append",
@@ -79,24 +82,13 @@ def add_commands(commands: Commands[Parser]) -> None:
 def run_serve(args: argparse.Namespace) -> None:
     from npgpt2.serving.server import app, serve
 
-    keys = read_keys(args)
-    try:
-        address = ip_address("127.0.0.1" if args.host == "localhost" else args.host)
-    except ValueError:
-        args.parser.error(f"argument --host: {args.host!r} is no address, such as 127.0.0.1, ::1 or 0.0.0.0")
+    address, keys = read_address(args), read_keys(args)
     if not (address.is_loopback or keys or args.no_key):
         ways = f"give a key with --api-key-file or ${KEY_VARIABLE}, or --no-key"
         args.parser.error(f"argument --host: other machines could ask at {args.host}: {ways}")
     path = find_model(args.model, args.models_dir)
-    model = GPT2(Weights(path), threads=args.threads)
-    lock = Lock()
-
-    def log(line: str) -> None:
-        with lock:
-            print(f"{strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True)
-
     served = app(
-        model,
+        GPT2(Weights(path), threads=args.threads),
         path.stem,
         aliases=[args.model],
         slots=args.slots,
@@ -114,18 +106,39 @@ def run_serve(args: argparse.Namespace) -> None:
         if args.open:
             import webbrowser
 
-            webbrowser.open(url)
+            webbrowser.open(url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:"))
 
     number = serve(served, str(address), args.port, args.slots + args.queue, args.grace, log, ready)
-    if number == 2:
+    if number == signal.SIGINT:
         raise KeyboardInterrupt
+
+
+def log(line: str) -> None:
+    with LOGGING, suppress(OSError):  # where nobody reads the log any more, requests are answered all the same
+        print(f"{strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def read_address(args: argparse.Namespace) -> IPv4Address | IPv6Address:
+    """Where to listen; what is wrong with that, and with names and origins, ends the program as wrong arguments."""
+    from npgpt2.serving.server import Guard
+
+    try:
+        Guard.of(args.allowed_host, origins=args.cors_origin)
+        address = ip_address("127.0.0.1" if args.host == "localhost" else args.host)
+    except ValueError as error:
+        args.parser.error(f"{error}")
+    return address
 
 
 def read_keys(args: argparse.Namespace) -> list[str]:
     """The keys of which requests have to give one; none where there are none."""
-    text = os.environ.get(KEY_VARIABLE, "")
-    if args.api_key_file is not None:
-        text = decode_utf8(read_bounded(args.api_key_file, 2**16), str(args.api_key_file))
-        if not text.split():
-            raise ValueError(f"{args.api_key_file}: has no key")
-    return text.split()
+    if args.no_key:
+        if args.api_key_file is not None:
+            args.parser.error("--no-key and --api-key-file can't both be")
+        return []
+    if args.api_key_file is None:
+        return os.environ.get(KEY_VARIABLE, "").split()
+    keys = decode_utf8(read_bounded(args.api_key_file, 2**16), str(args.api_key_file)).split()
+    if not keys:
+        raise ValueError(f"{args.api_key_file}: has no key")
+    return keys

@@ -37,6 +37,10 @@ class BadRequest(ValueError):
         self.param = param
 
 
+class UnknownModel(BadRequest):
+    """A request for another model than the one that is there."""
+
+
 def error_body(message: str, param: str | None = None, type: str = "invalid_request_error") -> dict[str, Any]:
     """An error as OpenAI's clients expect it.
 
@@ -106,8 +110,11 @@ def parse_completion(
         raise BadRequest(f"body is {shortened(body)}, where an object is expected", "body")
     if body.get("suffix"):
         raise BadRequest(f"suffix is {shortened(body['suffix'])}; GPT-2 writes on, and can't fill in", "suffix")
-    if names is not None and body.get("model") is not None and body["model"] not in list(names):
-        raise BadRequest(f"model is {shortened(body['model'])}, where this one is {' or '.join(names)}", "model")
+    said = body.get("model")
+    if said is not None and not isinstance(said, str):
+        raise BadRequest(f"model is {shortened(said)}, where a name is expected", "model")
+    if names is not None and said is not None and said not in list(names):
+        raise UnknownModel(f"model is {shortened(said)}, where this one is {' or '.join(names)}", "model")
     max_tokens = _whole(body, "max_tokens", 16, 0, model.hparams.n_ctx)
     n = _whole(body, "n", 1, 1, SAMPLES_LIMIT)
     best_of = _whole(body, "best_of", n, n, SAMPLES_LIMIT)

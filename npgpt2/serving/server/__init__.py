@@ -6,6 +6,7 @@ them, which are waitress's.
 """
 
 from npgpt2.serving.server.application import App, app
+from npgpt2.serving.server.guard import Guard
 from npgpt2.serving.server.runner import serve
 
-__all__ = ["App", "app", "serve"]
+__all__ = ["App", "Guard", "app", "serve"]

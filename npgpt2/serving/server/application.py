@@ -28,6 +28,8 @@ SAFETY = [
 ]
 GET, POST = ("GET", "HEAD"), ("POST",)
 OPEN = {"/", "/health", *(f"/{name}" for name in FILES)}  # no key is wanted for these
+# Seconds that the engine's thread has to end its step.
+JOIN = 30.0
 CLOSING = "the server is shutting down"
 
 
@@ -119,7 +121,7 @@ class App:
     def close(self) -> None:
         """End all requests, and the thread that generates."""
         self.end()
-        self.loop.join()
+        self.loop.join(JOIN)
 
     # ---- For a server
 
@@ -163,15 +165,14 @@ class App:
             return GET, self._service.one_model
         raise Refused(404, f"there is nothing at {path[:100]!r}; POST /v1/completions continues texts")
 
-    def ended(self, environ: Environ, answer: Answer, began: float, error: Exception | None) -> None:
-        """Take note that an answer was sent, or can't be sent any more."""
+    def ended(self, environ: Environ, how: str, began: float) -> None:
+        """Take note that an answer was sent, or can't be sent any more. how: its status, or what the log says of it"""
         with self._counting:
             self.active -= 1
         job: Job | None = environ.get("npgpt2.job")
-        gone = isinstance(error or (job and job.error), Gone)
         parts = [environ.get("REMOTE_ADDR", "-"), environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")]
         took = time.monotonic() - began
-        said = [*map(printable, parts), "gone" if gone else str(answer.status), f"{took:.3f} s"]
+        said = [*map(printable, parts), how, f"{took:.3f} s"]
         if job:
             speed = f", {job.written / took:.1f} tokens/s" if took else ""
             said.append(f"{sum(map(len, job.completion.prompts))} + {job.written} tokens{speed}")
@@ -186,20 +187,23 @@ class _Sending:
 
     def __init__(self, app: App, environ: Environ, answer: Answer, began: float, error: Exception | None) -> None:
         self._app, self._environ, self._answer, self._began, self._error = app, environ, answer, began, error
-        self._open = True
+        self._open, self._whole = True, False
 
     def __iter__(self) -> Iterator[bytes]:
         body = [self._answer.body] if isinstance(self._answer.body, bytes) else self._answer.body
         if self._environ["REQUEST_METHOD"] != "HEAD":
             yield from body
+        self._whole = True
         self.close()
 
     def close(self) -> None:
         if self._open:
             self._open = False
-            if job := self._environ.get("npgpt2.job"):
+            job: Job | None = self._environ.get("npgpt2.job")
+            if job:
                 job.cancel()
-            self._app.ended(self._environ, self._answer, self._began, self._error)
+            gone = isinstance(self._error or (job and job.error), Gone) or not self._whole
+            self._app.ended(self._environ, "gone" if gone else str(self._answer.status), self._began)
 
 
 def printable(text: str) -> str:

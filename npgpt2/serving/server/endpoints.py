@@ -13,9 +13,9 @@ from npgpt2 import GPT2
 from npgpt2.engine import end_tokens
 from npgpt2.serving.choices import Origin, answer
 from npgpt2.serving.chunks import Chunks
-from npgpt2.serving.protocol import BadRequest, Completion, error_body, parse_completion
+from npgpt2.serving.protocol import BadRequest, Completion, UnknownModel, error_body, parse_completion
 from npgpt2.serving.server import metrics, pages, streams
-from npgpt2.serving.server.guard import Environ, Refused, read_body
+from npgpt2.serving.server.guard import Environ, Refused, parse_body, read_body
 from npgpt2.serving.server.loop import Full, Loop, Stopped
 
 JSON = "application/json"
@@ -48,10 +48,11 @@ def problem(error: Exception) -> tuple[int, dict[str, Any], list[tuple[str, str]
         said["error"]["code"] = error.code
         return error.status, said, error.headers
     if isinstance(error, BadRequest):
-        unknown = error.param == "model"
         said = error_body(str(error), error.param)
-        said["error"]["code"] = "model_not_found" if unknown else None
-        return 404 if unknown else 400, said, []
+        if not isinstance(error, UnknownModel):
+            return 400, said, []
+        said["error"]["code"] = "model_not_found"
+        return 404, said, []
     if isinstance(error, Full):
         return 429, error_body("too many requests wait; try again", type="rate_limit_error"), RETRY
     if isinstance(error, Stopped):
@@ -75,11 +76,11 @@ class Service:
     # ---- Completions
 
     def completions(self, environ: Environ) -> Answer:
-        completion = self._asked(environ)
-        job = self.loop.submit(completion, environ.get("waitress.client_disconnected", lambda: False))
+        # Nothing is kept of the body while it waits.
+        job = self.loop.submit(self._asked(environ), environ.get("waitress.client_disconnected", lambda: False))
         id, environ["npgpt2.job"] = environ["npgpt2.id"], job
         origin = self.origin._replace(created=int(time.time()))
-        if completion.stream:
+        if job.completion.stream:
             chunks = Chunks(job.completion, self.model.tokenizer, origin, id)
             said = streams.events(job, chunks, lambda error: problem(error)[1])
             return Answer(200, streams.TYPE, said, [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")])
@@ -91,8 +92,9 @@ class Service:
         return as_json(answer(job.completion, job.requests, self.model.tokenizer, origin, id))
 
     def _asked(self, environ: Environ) -> Completion:
+        data = read_body(environ)
         with self._reading:
-            return parse_completion(read_body(environ), self.model, names=self.names)
+            return parse_completion(parse_body(data), self.model, names=self.names)
 
     def chat(self, environ: Environ) -> Answer:
         raise Refused(404, NO_CHAT)
@@ -121,8 +123,9 @@ class Service:
         """In vLLM's spelling, `prompt` with `add_special_tokens` and `return_token_strs`, or llama.cpp's, `content`
         with `with_pieces`. No token is added before a text of GPT-2's.
         """
+        data = read_body(environ)
         with self._reading:
-            body = read_body(environ)
+            body = parse_body(data)
             name = "content" if "content" in body and "prompt" not in body else "prompt"
             text, special = body.get(name), body.get("parse_special", True)
             if not isinstance(text, str):
@@ -131,16 +134,16 @@ class Service:
                 raise Refused(400, "parse_special is neither true nor false", "parse_special")
             tokenizer = self.model.tokenizer
             tokens = tokenizer.encode(text, special)
-            strings = [tokenizer.decode([token]) for token in tokens]
             if body.get("with_pieces"):
-                pieces = [{"id": token, "piece": string} for token, string in zip(tokens, strings, strict=True)]
-                return as_json({"tokens": pieces})
+                return as_json({"tokens": [{"id": token, "piece": tokenizer.decode([token])} for token in tokens]})
+            strings = [tokenizer.decode([token]) for token in tokens] if body.get("return_token_strs") else None
             said = {"count": len(tokens), "max_model_len": self.model.hparams.n_ctx, "tokens": tokens}
-            return as_json(said | {"token_strs": strings if body.get("return_token_strs") else None})
+            return as_json(said | {"token_strs": strings})
 
     def detokenize(self, environ: Environ) -> Answer:
+        data = read_body(environ)
         with self._reading:
-            tokens = read_body(environ).get("tokens")
+            tokens = parse_body(data).get("tokens")
             if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
                 raise Refused(400, "tokens is no list of token ids", "tokens")
             try:
@@ -160,15 +163,15 @@ class Service:
     # ---- A look inside
 
     def inspect(self, environ: Environ) -> Answer:
+        data = read_body(environ)
         with self._reading:
-            body = read_body(environ)
-            try:
-                tokens = self.model.prompt_tokens(body.get("prompt") or "", True)
-                self.model.tokenizer.decode_bytes(tokens)
-            except (TypeError, ValueError) as error:
-                raise Refused(400, f"prompt: {error}", "prompt") from None
-        if len(tokens) > (most := min(pages.INSPECT_LIMIT, self.model.hparams.n_ctx)):
-            raise Refused(400, f"prompt has {len(tokens):,} tokens, of which {most:,} can be looked into", "prompt")
+            prompt = parse_body(data).get("prompt")
+            if isinstance(prompt, list) and prompt and type(prompt[0]) is not int:
+                raise Refused(400, "prompt is neither a text nor token ids", "prompt")
+            (tokens,) = parse_completion({"prompt": prompt, "max_tokens": 0}, self.model).prompts
+        if len(tokens) > pages.INSPECT_LIMIT:
+            most = f"{pages.INSPECT_LIMIT} can be looked into"
+            raise Refused(400, f"prompt has {len(tokens):,} tokens, of which {most}", "prompt")
         if not self._inspecting.acquire(timeout=INSPECT_PATIENCE):
             raise Full
         try:

@@ -21,13 +21,14 @@ from npgpt2.files import VALUES_LIMIT, parse_json_object
 
 Environ = dict[str, Any]
 
-# Bytes of a request's body: as many as a batch's line can have.
-BODY_LIMIT = 2**22
+# Bytes of a request's body. As many values as JSON may have take less, as the ids of tokens.
+BODY_LIMIT = 2**21
 # Digits of a number in JSON, and brackets within each other: more than any field has.
 DIGITS_LIMIT, NESTING_LIMIT = 400, 16
 LOCAL = ("localhost", "127.0.0.1", "::1")
 # What of JSON opens and closes; strings, also those without an end, are passed over whole.
 _BRACKETS = regex.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', regex.DOTALL)
+_ORIGIN = regex.compile(r"[a-z][a-z0-9+.-]*://[^/*\s]+")
 _HOST = regex.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:,/@\s]+))(?::[0-9]{1,5})?")
 
 
@@ -60,17 +61,27 @@ class Guard(NamedTuple):
         cls, hosts: Iterable[str] = (), any_address: bool = False, origins: Iterable[str] = (), keys: Iterable[str] = ()
     ) -> Guard:
         """hosts: beside those of this machine to itself · keys: as they are"""
-        hashes = tuple(sha256(key.encode("utf-8")).digest() for key in keys)
-        names = (host.lower().strip("[]") for host in (*LOCAL, *hosts))
-        return cls(frozenset(names), any_address, frozenset(origin.lower().rstrip("/") for origin in origins), hashes)
+        names, said = [], [origin.lower() for origin in origins]
+        for host in (*LOCAL, *hosts):
+            if not (_is_address(host) or _HOST.fullmatch(host)):
+                raise ValueError(f"{host!r} is no name of a server, such as box.example or 10.0.0.1")
+            names.append(host.lower() if _is_address(host) else _name_in(host))
+        for origin in said:
+            if origin != "null" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin, such as https://example.org; null is that of files")
+        return cls(
+            frozenset(names),
+            any_address,
+            frozenset(said),
+            tuple(sha256(key.encode("utf-8")).digest() for key in keys),
+        )
 
     def check_host(self, environ: Environ) -> None:
         """`Refused` where the server isn't called by one of its names."""
         said = environ.get("HTTP_HOST")
         if said is None:
             raise Refused(400, "the header Host is missing")
-        found = _HOST.fullmatch(said)
-        name = (found[1] or found[2]).lower() if found else ""
+        name = _name_in(said)
         if name not in self.hosts and not (self.any_address and _is_address(name)):
             raise Refused(403, f"Host is {said[:100]!r}, which is no name of this server; --allowed-host adds names")
 
@@ -96,6 +107,12 @@ class Guard(NamedTuple):
             raise Refused(401, "a key is wanted: Authorization: Bearer KEY", code="invalid_api_key", headers=wanted)
 
 
+def _name_in(host: str) -> str:
+    """The name in what a `Host` header says, without a port; an empty one where there is none."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
+
+
 def _is_address(name: str) -> bool:
     try:
         return bool(ip_address(name))
@@ -106,20 +123,28 @@ def _is_address(name: str) -> bool:
 # ---- Bodies
 
 
-def read_body(environ: Environ) -> dict[str, Any]:
-    """A request's body, a JSON object; `Refused` where it is none, or too large."""
+def read_body(environ: Environ) -> bytes:
+    """A request's body; `Refused` where it isn't said to be JSON, or is too large."""
     kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refused(415, f"Content-Type is {kind[:100]!r}, where application/json is expected")
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise Refused(415, "Content-Encoding: a body is expected as it is")
-    size = environ.get("CONTENT_LENGTH") or "0"
+    # Without a length, a body is in chunks, of which some servers say themselves where they end.
+    unsaid = str(BODY_LIMIT + 1) if environ.get("wsgi.input_terminated") else "0"
+    size = environ.get("CONTENT_LENGTH") or unsaid
     if not (size.isascii() and size.isdigit() and len(size) < 20):
         raise Refused(400, "Content-Length is no number")
-    if int(size) > BODY_LIMIT:
+    data: bytes = environ["wsgi.input"].read(min(int(size), BODY_LIMIT + 1))
+    if len(data) > BODY_LIMIT:
         raise Refused(413, f"the body has more than {BODY_LIMIT:,} bytes")
+    return data
+
+
+def parse_body(data: bytes) -> dict[str, Any]:
+    """What a body says, a JSON object; `Refused` where it is none."""
     try:
-        return parse_json_object(environ["wsgi.input"].read(int(size)), "the body", VALUES_LIMIT, parse_strictly)
+        return parse_json_object(data, "the body", VALUES_LIMIT, parse_strictly)
     except ValueError as error:
         raise Refused(400, str(error)) from None
 

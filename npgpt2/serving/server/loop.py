@@ -35,6 +35,10 @@ class Stopped(Exception):
         super().__init__(message)
         self.status = status
 
+    def again(self) -> Stopped:
+        """The same, to be raised once more: one that is raised keeps what it has been raised from."""
+        return Stopped(str(self), self.status)
+
 
 class Gone(Exception):
     """Whoever asked doesn't wait for the answer any more."""
@@ -138,7 +142,8 @@ class Job:
                 self._last.pop(request, None)
                 self.error, self.reason = self.error or request.error, event.finish_reason
         metrics.count("generated_tokens", self.written - before)
-        self._events.put(batch)
+        if self.completion.stream:  # whoever waits for the whole of it needn't be woken
+            self._events.put(batch)
 
     def end(self, engine: Engine, error: Exception | None) -> None:
         """Say that no more comes; what still runs is cancelled."""
@@ -180,7 +185,7 @@ class Loop:
         job = Job(completion, gone)
         with self._changed:
             if self._stopping or self._thread is None or not self._thread.is_alive():  # which a fork leaves behind
-                raise self._stopping or Stopped("the engine's thread isn't running")
+                raise (self._stopping or Stopped("the engine's thread isn't running")).again()
             free = self._engine.slots - self._engine.running - self._engine.waiting
             if self.waiting >= self._queue + max(0, free):
                 raise Full
@@ -229,7 +234,7 @@ class Loop:
         with self._changed:
             self._stopping = self._stopping or Stopped(f"the engine failed: {self.error!r}")
         for job in [*self._jobs]:
-            self._end(job, self._stopping)
+            self._end(job, self._stopping.again())
         if self.error:
             self.died()
 

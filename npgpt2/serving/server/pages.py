@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
@@ -60,7 +61,7 @@ def find_file(name: str) -> File | None:
     return File(data, TYPES[name.rpartition(".")[2]], f'"{sha256(data).hexdigest()[:16]}"')
 
 
-def inspect_page(model: GPT2, tokens: list[int], name: str) -> bytes:
+def inspect_page(model: GPT2, tokens: Sequence[int], name: str) -> bytes:
     """What happens inside the model with a text, as HTML; see `make_report`."""
     from npgpt2.study.report import make_report  # which a server that nobody asks for it doesn't need
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from npgpt2.serving.protocol import error_body
@@ -25,9 +25,11 @@ CONNECTIONS, SPARE_THREADS = 512, 16
 # Seconds that a thread which only runs Python may keep the engine's from going on. While a long text was encoded, a
 # step of 8 that write took 3 times as long with Python's own 0.005, and 2 times as long with this.
 SWITCH = 0.001
-# Seconds between two looks at what there is to do besides requests, and those that a client has to take what it was
+# Seconds between two looks at what there is to do besides requests, and those that clients have to take what they were
 # sent when the server is about to end.
 TICK, FLUSH = 0.5, 5.0
+# Seconds after which a client that takes nothing of what it is sent is taken for gone: it would keep a thread for ever.
+STALLED = 60.0
 
 
 def serve(
@@ -51,8 +53,9 @@ def serve(
         for number, handler in before.items():
             signal.signal(number, handler)
         server.task_dispatcher.shutdown(timeout=1)
-        server.close()
         app.close()
+        server.asyncore.close_all(server._map)
+        server.close()
     if app.loop.error:
         raise OSError(f"the engine failed: {app.loop.error!r}")
     return run.signal
@@ -92,10 +95,14 @@ class _Run:
         """Take and send what there is, while something is so, and for so many seconds at most."""
         end = None if seconds is None else monotonic() + seconds
         while going() and (end is None or monotonic() < end):
-            left = TICK if end is None else min(TICK, max(0.0, end - monotonic()))
-            self._server.asyncore.loop(
-                timeout=left if end is None else min(left, 0.05), map=self._server._map, use_poll=True, count=1
-            )
+            tick = TICK if end is None else TICK / 10
+            self._server.asyncore.loop(timeout=tick, map=self._server._map, use_poll=True, count=1)
+            self._close_stalled()
+
+    def _close_stalled(self) -> None:
+        for channel in [*self._server.active_channels.values()]:
+            if channel.total_outbufs_len and time() - channel.last_activity > STALLED:
+                channel.handle_close()
 
     def _stop_listening(self) -> None:
         """Take no new connections; those that there are stay."""
