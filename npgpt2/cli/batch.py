@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npgpt2 import GPT2
 from npgpt2.bars import Bar
@@ -23,6 +25,9 @@ from npgpt2.cli.common import (
 )
 from npgpt2.models import find_model
 from npgpt2.weights import Weights
+
+if TYPE_CHECKING:
+    from npgpt2.serving import Origin, Runner
 
 # What bodies call the options of --lines, where they have another name.
 FIELDS = {"length": "max_tokens", "nsamples": "n", "ignore_eot": "ignore_eos"}
@@ -47,6 +52,14 @@ def add_commands(commands: Commands[Parser]) -> None:
         default=16,
         metavar="N",
         help="how many texts to generate at once: only affects speed and memory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dask",
+        metavar="WHERE",
+        help="have a Dask cluster answer: a scheduler's address, its scheduler file, or local, which makes one here",
+    )
+    parser.add_argument(
+        "--workers", type=at_least(1), metavar="N", help="how many --dask local has (default: one for each core)"
     )
     parser.add_argument("--skip-bad", action="store_true", help="answer lines that are wrong with what is wrong")
     add_model_to_run(parser)
@@ -77,10 +90,33 @@ def read_settings(args: argparse.Namespace) -> dict[str, Any] | None:
     return {FIELDS.get(name, name): value for name, value in given.items()}
 
 
+def tell(message: object) -> None:
+    """A line on standard error, above the bar."""
+    with Bar.external_write_mode(file=sys.stderr):
+        print(message, file=sys.stderr)
+
+
+@contextmanager
+def open_runner(args: argparse.Namespace, model: GPT2, path: Path, origin: Origin, tokens: int) -> Iterator[Runner]:
+    """Who answers: this process, or a cluster. tokens: how many all of it is at most"""
+    if args.dask is None:
+        from npgpt2.serving import on_engine
+
+        yield on_engine(model, origin, args.slots)
+        return
+    from npgpt2.serving.cluster import Work, connect, on_cluster
+
+    with connect(args.dask, args.workers, args.threads) as client:
+        work = Work(str(path.resolve()), origin, args.slots, args.threads)
+        yield on_cluster(client, work, tokens, lambda message: tell(f"npgpt2: {message}"))
+
+
 def run_batch(args: argparse.Namespace) -> None:
-    from npgpt2.serving import Answers, Origin, Requests, check, on_engine, run, unanswered
+    from npgpt2.serving import Answers, Origin, Requests, check, run, unanswered
 
     settings = read_settings(args)
+    if args.workers is not None and args.dask != "local":
+        args.parser.error("--workers is for --dask local; another cluster has its own")
     if "-" in (str(args.requests), str(args.output)):
         args.parser.error("requests are read twice, and answers by the next run: - can't stand for either; name a file")
     path = find_model(args.model, args.models_dir)
@@ -93,8 +129,7 @@ def run_batch(args: argparse.Namespace) -> None:
     requests = Requests(args.requests, model, names, fingerprint, settings)
 
     def report(number: int, problem: ValueError) -> None:
-        with Bar.external_write_mode(file=sys.stderr):
-            print(f"{args.requests}:{number}: {problem}", file=sys.stderr)
+        tell(f"{args.requests}:{number}: {problem}")
 
     status = args.requests.stat()
     # Of the file's time, so that answers are the same whenever they are made.
@@ -117,7 +152,8 @@ def run_batch(args: argparse.Namespace) -> None:
                 bar.total = (bar.total or 0) - saved
                 bar.update(written)
 
-            errors += run(plan, wanted, requests, answers, on_engine(model, origin, args.slots), progress)
+            with open_runner(args, model, path, origin, total) as runner:
+                errors += run(plan, wanted, requests, answers, runner, progress)
     print(f"{args.output}: {plan.lines:,} answers, {errors:,} errors")
     if errors:
         args.parser.exit(3)

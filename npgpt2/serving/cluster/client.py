@@ -1,0 +1,86 @@
+"""A cluster that is there, or one of this machine's own: all that touches Dask but for its tasks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from npgpt2.files import parse_json_object, read_bounded
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+LOCAL = "local"
+# Seconds to wait for a scheduler's first answer; and, when all is over, for those who should end but may be frozen.
+CONNECT, CLOSE = 10.0, 3.0
+# What tells BLAS how many threads to have, before it is loaded.
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@contextmanager
+def connect(where: str, workers: int | None = None, threads: int | None = None) -> Iterator[Client]:
+    """A client of a Dask cluster, for as long as the block runs.
+
+    where: a scheduler's address, the path of its scheduler file, or "local", which makes a cluster on this machine, of
+    so many workers, each with so many threads: by default one for each core, and all the cores together. ValueError
+    where Dask isn't installed, or the address is none; OSError where there is no scheduler.
+    """
+    try:
+        from dask.system import CPU_COUNT
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise ValueError("--dask needs Dask's distributed: pip install npgpt2[dask]") from None
+    with ExitStack() as stack:
+        stack.enter_context(_silence())
+        if where == LOCAL:
+            workers = workers or CPU_COUNT
+            threads = threads or max(1, CPU_COUNT // workers)
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                env=dict.fromkeys(THREADS, str(threads)),  # of which the nanny makes 1 otherwise
+            )
+            stack.callback(cluster.close, timeout=CLOSE)
+            address = cluster.scheduler_address
+        else:
+            address = _address(where)
+        try:
+            client = Client(address, timeout=CONNECT, set_as_default=False)
+        except OSError:
+            raise ConnectionError(f"{where}: no Dask scheduler answers there, at {address}") from None
+        stack.callback(client.close, timeout=CLOSE)
+        yield client
+
+
+def _address(where: str) -> str:
+    """A scheduler's address, as it is, or as its file says, of which only that is read."""
+    if "://" in where:
+        return where
+    if not where.endswith(".json") and not os.path.exists(where):
+        expected = "an address such as tcp://host:8786, a scheduler file, or local is expected"
+        raise ValueError(f"--dask is {where!r}, where {expected}")
+    address = parse_json_object(read_bounded(Path(where)), where).get("address")
+    if not isinstance(address, str) or "://" not in address:
+        raise ValueError(f"{where}: names no scheduler's address; is it what dask scheduler --scheduler-file wrote?")
+    return address
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Dask's own messages, whole tracebacks, are left out meanwhile: what matters of them is said in a line."""
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in ("distributed", "tornado")]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,107 @@
+"""What runs on a worker: a model that is loaded once, and an engine for each micro-batch. It doesn't know Dask.
+
+What is asked for comes as bytes that are opened here, within the task, since Dask opens a task's own parts before it: a
+worker that lacks a module of theirs says nothing, and never answers anything again.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+from functools import lru_cache
+from threading import Lock
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from npgpt2 import GPT2, __version__
+from npgpt2.kernels import count_threads
+from npgpt2.models import find_model
+from npgpt2.serving.batch import Answer, on_engine
+from npgpt2.serving.lines import Line
+from npgpt2.serving.protocol import Origin
+from npgpt2.weights import Weights
+
+
+class Work(NamedTuple):
+    """What a run asks of all its workers.
+
+    path: of the model's file · origin: what answers say, whose fingerprint the file has to have · slots: of an engine ·
+    threads: how many compute, None for as many as BLAS has there · version: of npgpt2
+    """
+
+    path: str
+    origin: Origin
+    slots: int
+    threads: int | None = None
+    version: str = __version__
+
+
+class Report(NamedTuple):
+    """What came of a micro-batch: number, status and body of each line; seconds, and tokens that were written, and that
+    could have been; and with how many threads, of how many cores, on which machine.
+    """
+
+    answers: list[tuple[int, int, dict[str, Any]]]
+    seconds: float
+    written: int
+    saved: int
+    threads: int
+    cores: int
+    host: str
+
+
+class _Call(NamedTuple):
+    """`answer_lines` with its arguments, which pickle calls where it is opened."""
+
+    work: Work
+    lines: list[Line]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return answer_lines, (*self,)
+
+
+def packed(work: Work, lines: list[Line]) -> bytes:
+    """Bytes of which `pickle.loads` makes a `Report` of these lines, or says in a text why this worker can't."""
+    return pickle.dumps(_Call(work, lines))
+
+
+# Several tasks of a worker with threads take turns: an engine has all cores that it may have.
+_turn = Lock()
+
+
+def answer_lines(work: Work, lines: list[Line]) -> Report | str:
+    """Answer lines, or none, which only loads the model; a text says why this worker can't answer for this run."""
+    if work.version != __version__:
+        return f"has npgpt2 {__version__}, where {work.version} asks"
+    with _turn:
+        try:
+            model = _load(work.path, work.origin, work.threads)
+        except (OSError, ValueError, MemoryError) as error:
+            return f"{error or 'not enough memory for the model'}"
+        start, written, saved = perf_counter(), 0, 0
+
+        def progress(now: int, not_needed: int) -> None:
+            nonlocal written, saved
+            written, saved = written + now, saved + not_needed
+
+        found: list[Answer] = list(on_engine(model, work.origin, work.slots)(iter(lines), progress))
+        answers = [(line.number, status, body) for line, status, body in found]
+        threads = work.threads or count_threads()
+        return Report(
+            answers, perf_counter() - start, written, saved, threads, os.cpu_count() or 1, socket.gethostname()
+        )
+
+
+@lru_cache(maxsize=1)
+def _load(path: str, origin: Origin, threads: int | None) -> GPT2:
+    """The model: the file of this path, or where there is none, that of its name in this machine's folder of models."""
+    try:
+        weights = Weights(find_model(path))
+    except FileNotFoundError:
+        weights = Weights(find_model(origin.model))
+    if weights.fingerprint() != origin.fingerprint:
+        raise ValueError(f"{weights.path}: is another model here, {weights.fingerprint()}, not {origin.fingerprint}")
+    model = GPT2(weights, threads=threads)
+    _ = model.tokenizer
+    return model
