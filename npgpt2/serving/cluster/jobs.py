@@ -108,5 +108,5 @@ class Jobs:
         if job.losses < LOSSES:
             self._returned.append(job)
             return []
-        body = error_body(f"{LOSSES} workers were lost that were at this request: {why}", type="server_error")
+        body = error_body(f"given up after {LOSSES} workers died of it, or failed: {why}", type="server_error")
         return [(line, 500, body) for line in job.lines]

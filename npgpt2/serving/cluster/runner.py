@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from npgpt2.serving.batch import Answer, Progress, Runner
 from npgpt2.serving.cluster.jobs import LOSSES, Job, Jobs
-from npgpt2.serving.cluster.worker import Report, Work, packed
+from npgpt2.serving.cluster.worker import Problem, Report, Work, packed
 from npgpt2.serving.lines import Line
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ AHEAD = 2
 PATIENCE = 30.0
 # Seconds between two looks at who is there, and more by this for each worker, about whom the scheduler tells 2 kB.
 LOOK, LOOK_WORKER = 0.5, 0.005
+# Micro-batches in a row that a worker may fail at. A single request that is to blame for all comes up less often.
+FAILURES = LOSSES + 2
 # Seconds after which files are synced, and what doesn't come as an event is looked at.
 TICK = 0.25
 # Seconds without workers, of which something is said.
@@ -61,7 +63,7 @@ class _Worker:
 
     process: what another of this address would have differently · seen: when the scheduler last heard of it, by its
     clock, and silent: for how many seconds that hasn't changed · ready: whether it has loaded the model · unfit: why it
-    can't answer · frozen, leaving: not to be given anything, now or any more · pace: of work, a second
+    can't answer · failures: how many micro-batches in a row it has failed at · frozen, leaving: not to be given anything, now or any more · pace: of work, a second
     """
 
     address: str
@@ -70,6 +72,7 @@ class _Worker:
     silent: float = 0.0
     ready: bool = False
     unfit: str | None = None
+    failures: int = 0
     frozen: bool = False
     leaving: bool = False
     pace: float = 0.0
@@ -292,21 +295,25 @@ class _Run:
             worker.ready = True
             if not job.lines:
                 return []
+            worker.failures = 0
             worker.pace = job.work / max(outcome.seconds, 1e-3)
             progress(outcome.written, outcome.saved)
             lines = {line.number: line for line in job.lines}
             return [(lines[number], status, body) for number, status, body in outcome.answers]
         if isinstance(outcome, ImportError | AttributeError):
-            outcome = f"hasn't got npgpt2 {self._work.version} ({outcome})"
-        if isinstance(outcome, str) or not job.lines:
-            worker.unfit = str(outcome)
-            self._say(f"worker {worker.address}: {worker.unfit}")
-            for other in [job, *self._take_back(worker)]:
-                if other.lines:
-                    self._jobs.give_back(other)
-            return []
-        self._say(f"worker {worker.address}: {type(outcome).__name__}: {outcome}; its requests are tried again")
-        return self._jobs.lose(job, f"{type(outcome).__name__}: {outcome}")
+            outcome = Problem(f"hasn't got npgpt2 {self._work.version} ({outcome})", unfit=True)
+        if not isinstance(outcome, Problem):
+            outcome = Problem(f"{type(outcome).__name__}: {outcome}", unfit=not job.lines)
+        worker.failures += 1
+        if not outcome.unfit and worker.failures < FAILURES:
+            self._say(f"worker {worker.address}: {outcome.why}; its requests are tried again")
+            return self._jobs.lose(job, outcome.why)
+        worker.unfit = outcome.why
+        self._say(f"worker {worker.address}: {worker.unfit}")
+        for other in [job, *self._take_back(worker)]:
+            if other.lines:
+                self._jobs.give_back(other)
+        return []
 
     def _tell_threads(self, worker: _Worker, report: Report) -> None:
         kind = report.threads, report.cores

@@ -51,6 +51,13 @@ class Report(NamedTuple):
     host: str
 
 
+class Problem(NamedTuple):
+    """What went wrong instead: with these lines, or unfit, since this worker can't answer for this run."""
+
+    why: str
+    unfit: bool
+
+
 class _Call(NamedTuple):
     """`answer_lines` with its arguments, which pickle calls where it is opened."""
 
@@ -62,7 +69,7 @@ class _Call(NamedTuple):
 
 
 def packed(work: Work, lines: list[Line]) -> bytes:
-    """Bytes of which `pickle.loads` makes a `Report` of these lines, or says in a text why this worker can't."""
+    """Bytes of which `pickle.loads` makes a `Report` of these lines, or a `Problem`."""
     return pickle.dumps(_Call(work, lines))
 
 
@@ -70,27 +77,42 @@ def packed(work: Work, lines: list[Line]) -> bytes:
 _turn = Lock()
 
 
-def answer_lines(work: Work, lines: list[Line]) -> Report | str:
-    """Answer lines, or none, which only loads the model; a text says why this worker can't answer for this run."""
+def answer_lines(work: Work, lines: list[Line]) -> Report | Problem:
+    """Answer lines, or none, which only loads the model.
+
+    Errors are returned, since Dask can lose those that are raised: one with a deep traceback can't be sent.
+    """
     if work.version != __version__:
-        return f"has npgpt2 {__version__}, where {work.version} asks"
+        return Problem(f"has npgpt2 {__version__}, where {work.version} asks", unfit=True)
     with _turn:
         try:
             model = _load(work.path, work.origin, work.threads)
-        except (OSError, ValueError, MemoryError) as error:
-            return f"{error or 'not enough memory for the model'}"
-        start, written, saved = perf_counter(), 0, 0
+        except Exception as error:
+            return Problem(_describe(error), unfit=True)
+        try:
+            return _answer(model, work, lines)
+        except Exception as error:
+            return Problem(_describe(error), unfit=False)
 
-        def progress(now: int, not_needed: int) -> None:
-            nonlocal written, saved
-            written, saved = written + now, saved + not_needed
 
-        found: list[Answer] = list(on_engine(model, work.origin, work.slots)(iter(lines), progress))
-        answers = [(line.number, status, body) for line, status, body in found]
-        threads = work.threads or count_threads()
-        return Report(
-            answers, perf_counter() - start, written, saved, threads, os.cpu_count() or 1, socket.gethostname()
-        )
+def _answer(model: GPT2, work: Work, lines: list[Line]) -> Report:
+    start, written, saved = perf_counter(), 0, 0
+
+    def progress(now: int, not_needed: int) -> None:
+        nonlocal written, saved
+        written, saved = written + now, saved + not_needed
+
+    found: list[Answer] = list(on_engine(model, work.origin, work.slots)(iter(lines), progress))
+    answers = [(line.number, status, body) for line, status, body in found]
+    threads = work.threads or count_threads()
+    return Report(answers, perf_counter() - start, written, saved, threads, os.cpu_count() or 1, socket.gethostname())
+
+
+def _describe(error: Exception) -> str:
+    """What OSError and ValueError say is meant to be read by itself."""
+    if isinstance(error, OSError | ValueError) and str(error):
+        return " ".join(str(error).split())
+    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
 
 
 @lru_cache(maxsize=1)
