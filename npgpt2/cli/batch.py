@@ -99,7 +99,7 @@ def tell(message: object) -> None:
 @contextmanager
 def open_runner(args: argparse.Namespace, model: GPT2, path: Path, origin: Origin, tokens: int) -> Iterator[Runner]:
     """Who answers: this process, or a cluster. tokens: how many all of it is at most"""
-    if args.dask is None:
+    if args.dask is None or not tokens:
         from npgpt2.serving import on_engine
 
         yield on_engine(model, origin, args.slots)

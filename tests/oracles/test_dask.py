@@ -3,13 +3,11 @@
 import logging
 import os
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from clusters import answer, lines_of, wait_until, write_requests
+from clusters import answer, lines_of, write_requests
 from distributed import Client, LocalCluster
 
 # What each worker runs before all else: passes take longer than they do, so that there is a middle of the run.

@@ -63,7 +63,8 @@ class _Worker:
 
     process: what another of this address would have differently · seen: when the scheduler last heard of it, by its
     clock, and silent: for how many seconds that hasn't changed · ready: whether it has loaded the model · unfit: why it
-    can't answer · failures: how many micro-batches in a row it has failed at · frozen, leaving: not to be given anything, now or any more · pace: of work, a second
+    can't answer · failures: how many micro-batches in a row it has failed at · frozen: whether it is silent for too
+    long · leaving: whether it is about to end · pace: of work, a second
     """
 
     address: str
