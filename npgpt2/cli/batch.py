@@ -106,9 +106,9 @@ def open_runner(args: argparse.Namespace, model: GPT2, path: Path, origin: Origi
         return
     from npgpt2.serving.cluster import Work, connect, on_cluster
 
-    with connect(args.dask, args.workers, args.threads) as client:
-        work = Work(str(path.resolve()), origin, args.slots, args.threads)
-        yield on_cluster(client, work, tokens, lambda message: tell(f"npgpt2: {message}"))
+    with connect(args.dask, args.workers, args.threads) as cluster:
+        work = Work(str(path.resolve()), origin, args.slots, cluster.threads)
+        yield on_cluster(cluster.client, work, tokens, lambda message: tell(f"npgpt2: {message}"))
 
 
 def run_batch(args: argparse.Namespace) -> None:

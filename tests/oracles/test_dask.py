@@ -3,11 +3,13 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from clusters import answer, lines_of, write_requests
+from clusters import answer, lines_of, wait_until, write_requests
 from distributed import Client, LocalCluster
 
 # What each worker runs before all else: passes take longer than they do, so that there is a middle of the run.
@@ -123,3 +125,157 @@ def test_a_line_that_kills_whoever_is_given_it_is_an_error_and_the_others_are_an
     assert b'"status_code": 500' in error
     assert len(lines_of(output)) == len(expected)
     assert set(expected) - set(lines_of(output)) == {line for line in expected if b'"custom_id": "r57"' in line}
+
+
+# ---- The command, in a process of its own
+
+
+@contextmanager
+def command(path, output, tiny, where, *options, **more):
+    """`npgpt2 batch --dask`, which is killed at the end if it hasn't ended."""
+    words = [sys.executable, "-m", "npgpt2", "batch", path, "-o", output, "-m", tiny, "--slots", "4", "--dask", where]
+    words += options
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*map(str, words)], **pipes, **more) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def begun(process, output):
+    wait_until(lambda: lines_of(output) or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
+
+
+def test_a_client_that_is_killed_goes_on_where_it_was(undisturbed, output, tiny):
+    path, expected = undisturbed
+    with cluster() as (made, _):
+        with command(path, output, tiny, made.scheduler_address) as process:
+            begun(process, output)
+        left = lines_of(output)
+        assert 0 < len(left) < len(expected)
+        with command(path, output, tiny, made.scheduler_address) as process:
+            out, err = process.communicate(timeout=60)
+    assert (out, process.returncode) == (f"{output}: {len(expected)} answers, 0 errors\n", 0), err
+    assert set(left) < set(lines_of(output))
+    assert lines_of(output) == expected
+
+
+# A scheduler, and whatever it says is there when it listens.
+SCHEDULER = """
+import asyncio, sys
+from distributed import Scheduler
+async def main():
+    async with Scheduler(host="127.0.0.1", port=0, dashboard_address=None) as scheduler:
+        print(scheduler.address, flush=True)
+        await scheduler.finished()
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def scheduler(before=""):
+    """A scheduler's process, which runs something before all else, and its address."""
+    words = [sys.executable, "-c", before + SCHEDULER]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@contextmanager
+def worker(address, before=SLOW):
+    """A worker's process without a nanny."""
+    program = (
+        "import asyncio, sys\nfrom distributed import Worker\n"
+        + before
+        + f"""
+async def main():
+    async with Worker({address!r}, nthreads=1, dashboard=False) as worker:
+        await worker.finished()
+asyncio.run(main())
+"""
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_run_ends_with_the_scheduler_and_goes_on_with_another(undisturbed, output, tiny):
+    path, expected = undisturbed
+    with scheduler() as (first, address), worker(address), command(path, output, tiny, address) as process:
+        begun(process, output)
+        first.kill()
+        out, err = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("", 1)
+    assert err.splitlines()[-1] == f"npgpt2: {address}: the scheduler is gone; run again to go on"
+    assert 0 < len(lines_of(output)) < len(expected)
+    with scheduler() as (_, address), worker(address), command(path, output, tiny, address) as process:
+        assert process.wait(timeout=60) == 0
+    assert lines_of(output) == expected
+
+
+def test_a_scheduler_that_is_stopped_is_not_waited_for_forever(undisturbed, output, tiny):
+    path, _ = undisturbed
+    with scheduler() as (stopped, address), worker(address), Client(address) as client:
+        fault = Fault(output, partial(os.kill, stopped.pid, signal.SIGSTOP))
+        with pytest.raises(ConnectionError, match="the scheduler doesn't answer; run again to go on"):
+            answer(path, output, tiny, client, fault, patience=2)
+        os.kill(stopped.pid, signal.SIGCONT)
+
+
+def test_where_all_workers_are_gone_it_waits_for_one_and_says_so(undisturbed, output, tiny):
+    path, expected = undisturbed
+    with scheduler() as (_, address), command(path, output, tiny, address) as process:
+        said = process.stderr.readline()
+        assert said == f"npgpt2: {address}: no workers; waiting for one\n"
+        with worker(address) as first:
+            begun(process, output)
+            first.kill()
+            said = [process.stderr.readline() for _ in range(3)]
+        assert "it died" in said[1]
+        assert said[2] == f"npgpt2: {address}: no workers; waiting for one\n"
+        assert len(lines_of(output)) < len(expected)
+        with worker(address):
+            assert process.wait(timeout=60) == 0
+    assert lines_of(output) == expected
+
+
+MISSING = "import sys\nsys.modules['npgpt2'] = None\n"
+
+
+def test_workers_and_schedulers_without_npgpt2_are_not_waited_for(undisturbed, output, tiny):
+    path, expected = undisturbed
+    with scheduler(MISSING) as (_, address), worker(address, MISSING) as first:
+        with command(path, output, tiny, address) as process:
+            out, err = process.communicate(timeout=60)
+        assert (out, process.returncode) == ("", 1)
+        assert err.splitlines()[-1].startswith(f"npgpt2: {address}: no worker there can answer; tcp://")
+        assert "hasn't got npgpt2" in err.splitlines()[-1]
+        with worker(address), command(path, output, tiny, address) as process:
+            assert process.wait(timeout=60) == 0
+        assert first.poll() is None
+    assert lines_of(output) == expected
+
+
+@pytest.mark.parametrize("where", ["local", "another"])
+def test_ctrl_c_ends_it_at_once_with_whole_lines(where, undisturbed, output, tiny):
+    """As a terminal sends it: to all processes."""
+    path, expected = undisturbed
+    preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": SLOW}
+    with scheduler() as (_, address), worker(address):
+        where = "local" if where == "local" else address
+        more = ["--workers", "2"] if where == "local" else []
+        with command(path, output, tiny, where, *more, start_new_session=True, env=os.environ | preload) as process:
+            begun(process, output)
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("", 130)
+    assert "Traceback" not in err
+    left = output.read_bytes()
+    assert left.endswith(b"\n")
+    assert set(left.splitlines()) < set(expected)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from npgpt2.files import parse_json_object, read_bounded
 
@@ -17,13 +17,22 @@ if TYPE_CHECKING:
 LOCAL = "local"
 # Seconds to wait for a scheduler's first answer; and, when all is over, for those who should end but may be frozen.
 CONNECT, CLOSE = 10.0, 3.0
-# What tells BLAS how many threads to have, before it is loaded.
+# What tells BLAS how many threads to have, before it is loaded; Dask sets them to 1 for its workers.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# What a worker here does first: Ctrl-C goes to all processes of a terminal, and this one ends the others.
+IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
+class Cluster(NamedTuple):
+    """A client of a cluster, and how many threads each worker computes with; None for as many as it has by itself."""
+
+    client: Client
+    threads: int | None
 
 
 @contextmanager
-def connect(where: str, workers: int | None = None, threads: int | None = None) -> Iterator[Client]:
-    """A client of a Dask cluster, for as long as the block runs.
+def connect(where: str, workers: int | None = None, threads: int | None = None) -> Iterator[Cluster]:
+    """A Dask cluster, for as long as the block runs.
 
     where: a scheduler's address, the path of its scheduler file, or "local", which makes a cluster on this machine, of
     so many workers, each with so many threads: by default one for each core, and all the cores together. ValueError
@@ -31,7 +40,7 @@ def connect(where: str, workers: int | None = None, threads: int | None = None) 
     """
     try:
         from dask.system import CPU_COUNT
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError:
         raise ValueError("--dask needs Dask's distributed: pip install npgpt2[dask]") from None
     with ExitStack() as stack:
@@ -39,16 +48,7 @@ def connect(where: str, workers: int | None = None, threads: int | None = None) 
         if where == LOCAL:
             workers = workers or CPU_COUNT
             threads = threads or max(1, CPU_COUNT // workers)
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=None,
-                silence_logs=logging.CRITICAL,
-                env=dict.fromkeys(THREADS, str(threads)),  # of which the nanny makes 1 otherwise
-            )
-            stack.callback(cluster.close, timeout=CLOSE)
-            address = cluster.scheduler_address
+            address = stack.enter_context(_local(workers, threads))
         else:
             address = _address(where)
         try:
@@ -56,7 +56,35 @@ def connect(where: str, workers: int | None = None, threads: int | None = None) 
         except OSError:
             raise ConnectionError(f"{where}: no Dask scheduler answers there, at {address}") from None
         stack.callback(client.close, timeout=CLOSE)
-        yield client
+        yield Cluster(client, threads)
+
+
+@contextmanager
+def _local(workers: int, threads: int) -> Iterator[str]:
+    """A cluster of this machine's own, by its scheduler's address."""
+    from dask import config
+    from distributed import LocalCluster
+
+    preload, before = (config.get(f"distributed.{name}") for name in ("worker.preload", "nanny.pre-spawn-environ"))
+    # Before a worker begins, since by the time that it is told of others it has loaded NumPy.
+    environment = {**before, **dict.fromkeys(THREADS, threads)}
+    try:
+        with config.set({"distributed.nanny.pre-spawn-environ": environment}):
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
+                silence_logs=logging.CRITICAL,
+                preload=[*([preload] if isinstance(preload, str) else preload), IGNORE_INTERRUPTS],
+            )
+    except RuntimeError as error:
+        raise OSError(f"no Dask cluster can be started on this machine: {error}") from None
+    try:
+        yield cluster.scheduler_address
+    finally:
+        cluster.close(timeout=CLOSE)
 
 
 def _address(where: str) -> str:

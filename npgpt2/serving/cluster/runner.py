@@ -248,8 +248,7 @@ class _Run:
         elif self._demand is None and monotonic() - self._nobody_since >= QUIET:
             if workers and all(worker.unfit for worker in workers):
                 worker = next(iter(workers))
-                among = f"none of {len(workers)} workers" if len(workers) > 1 else "the only worker"
-                raise ValueError(f"{self._address}: {among} can answer; {worker.address}: {worker.unfit}")
+                raise ValueError(f"{self._address}: no worker there can answer; {worker.address}: {worker.unfit}")
             self._say(f"{self._address}: {'all workers are frozen' if workers else 'no workers'}; waiting for one")
             # A cluster that starts workers where there is something to do has to see something.
             self._demand = self._client.submit(int, key=next(self._keys), pure=False)
