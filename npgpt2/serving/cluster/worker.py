@@ -18,8 +18,8 @@ from npgpt2 import GPT2, __version__
 from npgpt2.kernels import count_threads
 from npgpt2.models import find_model
 from npgpt2.serving.batch import Answer, on_engine
+from npgpt2.serving.choices import Origin
 from npgpt2.serving.lines import Line
-from npgpt2.serving.protocol import Origin
 from npgpt2.weights import Weights
 
 
