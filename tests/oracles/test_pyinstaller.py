@@ -1,10 +1,12 @@
 """Programs of one file, as PyInstaller makes them of a program that uses npgpt2, with no more said than its name."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -69,3 +71,24 @@ def test_commands_run_in_it(run, tmp_path):
     run("inspect", PROMPT, "-o", "page.html")
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "return x @ w + b" in page, "the page shows the code of the formulas"
+
+
+def test_it_serves(program, tmp_path):
+    """The model and the page, and it ends as it does elsewhere, leaving nothing."""
+    pytest.importorskip("waitress", reason="needs waitress, which runs the server")
+    (tmp_path / "temporary").mkdir()
+    command, environment = [program, "serve", "--port", "0"], {"TMPDIR": str(tmp_path / "temporary")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes) as process:
+        try:
+            address = process.stdout.readline().split()[-1]
+            with urlopen(f"{address}/", timeout=60) as page:
+                assert b"<title>" in page.read()
+            body = json.dumps({"prompt": PROMPT, "max_tokens": 6, "temperature": 0}).encode()
+            asked = Request(f"{address}/v1/completions", body, {"Content-Type": "application/json"})
+            with urlopen(asked, timeout=60) as answer:
+                assert json.load(answer)["choices"][0]["text"] == npgpt2.load().generate(PROMPT, length=6)
+        finally:
+            process.terminate()
+        assert process.wait(60) == 0
+    assert os.listdir(tmp_path / "temporary") == []
