@@ -388,6 +388,17 @@ def test_a_stream_that_nobody_reads_on_frees_its_slot(serve, model):
     assert "npgpt2_slots_used 0\n" in text
 
 
+def test_nothing_is_done_for_a_client_that_has_gone(serve, model):
+    lines = []
+    quiet = serve(model, log=lines.append)
+    body = json.dumps({"prompt": PROMPT}).encode()
+    for path in ("/v1/completions", "/tokenize", "/inspect"):
+        gone = environ_of("POST", path, body) | {"waitress.client_disconnected": lambda: True}
+        b"".join(begin(quiet, gone)[2])
+        assert f" POST {path} gone " in lines.pop()
+    assert quiet.loop.waiting == quiet.loop.running == 0
+
+
 def test_prompts_that_begin_alike_are_read_once(serve, model, passes):
     small = serve(model, slots=2)
     prompt = list(range(100, 180))

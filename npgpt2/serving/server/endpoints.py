@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ from npgpt2.serving.chunks import Chunks
 from npgpt2.serving.protocol import BadRequest, Completion, UnknownModel, error_body, parse_completion
 from npgpt2.serving.server import metrics, pages, streams
 from npgpt2.serving.server.guard import Environ, Refused, parse_body, read_body
-from npgpt2.serving.server.loop import Full, Loop, Stopped
+from npgpt2.serving.server.loop import Full, Gone, Loop, Stopped
 
 JSON = "application/json"
+# Characters of a text that is encoded for its tokens alone. So many of one word take half a second.
+TEXT_LIMIT = 2**19
 # Seconds that a text waits to be looked into while another is.
 INSPECT_PATIENCE = 10
 RETRY = [("Retry-After", "1")]
@@ -39,6 +42,12 @@ class Answer(NamedTuple):
 
 def as_json(body: object, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Answer:
     return Answer(status, JSON, json.dumps(body, allow_nan=False).encode("ascii"), [*headers])
+
+
+def gone_of(environ: Environ) -> Callable[[], bool]:
+    """What says whether a client has gone away, where the server knows."""
+    gone: Callable[[], bool] = environ.get("waitress.client_disconnected", lambda: False)
+    return gone
 
 
 def problem(error: Exception) -> tuple[int, dict[str, Any], list[tuple[str, str]]]:
@@ -77,7 +86,7 @@ class Service:
 
     def completions(self, environ: Environ) -> Answer:
         # Nothing is kept of the body while it waits.
-        job = self.loop.submit(self._asked(environ), environ.get("waitress.client_disconnected", lambda: False))
+        job = self.loop.submit(self._asked(environ), gone_of(environ))
         id, environ["npgpt2.job"] = environ["npgpt2.id"], job
         origin = self.origin._replace(created=int(time.time()))
         if job.completion.stream:
@@ -93,8 +102,16 @@ class Service:
 
     def _asked(self, environ: Environ) -> Completion:
         data = read_body(environ)
-        with self._reading:
+        with self._turn(environ):
             return parse_completion(parse_body(data), self.model, names=self.names)
+
+    @contextmanager
+    def _turn(self, environ: Environ) -> Iterator[None]:
+        """Wait for one's turn to look at a body; `Gone` where the client hasn't waited."""
+        with self._reading:
+            if gone_of(environ)():
+                raise Gone
+            yield
 
     def chat(self, environ: Environ) -> Answer:
         raise Refused(404, NO_CHAT)
@@ -124,12 +141,12 @@ class Service:
         with `with_pieces`. No token is added before a text of GPT-2's.
         """
         data = read_body(environ)
-        with self._reading:
+        with self._turn(environ):
             body = parse_body(data)
             name = "content" if "content" in body and "prompt" not in body else "prompt"
             text, special = body.get(name), body.get("parse_special", True)
-            if not isinstance(text, str):
-                raise Refused(400, f"{name} is no text", name)
+            if not isinstance(text, str) or len(text) > TEXT_LIMIT:
+                raise Refused(400, f"{name} is no text of up to {TEXT_LIMIT:,} characters", name)
             if not isinstance(special, bool):
                 raise Refused(400, "parse_special is neither true nor false", "parse_special")
             tokenizer = self.model.tokenizer
@@ -142,7 +159,7 @@ class Service:
 
     def detokenize(self, environ: Environ) -> Answer:
         data = read_body(environ)
-        with self._reading:
+        with self._turn(environ):
             tokens = parse_body(data).get("tokens")
             if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
                 raise Refused(400, "tokens is no list of token ids", "tokens")
@@ -164,7 +181,7 @@ class Service:
 
     def inspect(self, environ: Environ) -> Answer:
         data = read_body(environ)
-        with self._reading:
+        with self._turn(environ):
             prompt = parse_body(data).get("prompt")
             if isinstance(prompt, list) and prompt and type(prompt[0]) is not int:
                 raise Refused(400, "prompt is neither a text nor token ids", "prompt")
