@@ -54,8 +54,8 @@ def test_the_forward_pass_needs_numpy_and_its_formulas_alone(name):
 
 
 # What takes time to import, and what a program that generates has no use for.
-UNNEEDED = ["npgpt2.convert", "npgpt2.study.report", "npgpt2._plugins"]
-UNNEEDED += ["http", "urllib.request", "ssl", "asyncio", "webbrowser"]
+UNNEEDED = ["npgpt2.convert", "npgpt2.study.report", "npgpt2.serving", "npgpt2._plugins"]
+UNNEEDED += ["http", "urllib.request", "ssl", "asyncio", "webbrowser", "waitress"]
 
 
 @pytest.mark.parametrize(

@@ -441,6 +441,7 @@ def test_the_death_of_the_engine_is_an_error_for_all(serve, model, monkeypatch):
     answer = ask(dying, "POST", "/v1/completions", {"prompt": PROMPT})
     assert (answer.status, answer.error["type"]) == (500, "server_error")
     assert isinstance(dying.loop.error, MemoryError)
+    assert ask(dying, "GET", "/health").status == 500
 
 
 def test_an_application_that_ends_ends_its_streams_with_an_error(serve, model):
@@ -453,7 +454,8 @@ def test_an_application_that_ends_ends_its_streams_with_an_error(serve, model):
     *_, error, done = said
     assert json.loads(error.removeprefix(b"data: "))["error"]["message"] == "the server is shutting down"
     assert done == b"data: [DONE]\n\n"
-    assert ask(ending, "POST", "/v1/completions", {"prompt": PROMPT}).status == 503
+    answer = ask(ending, "POST", "/v1/completions", {"prompt": PROMPT})
+    assert (answer.status, answer.error["type"]) == (503, "server_error")
 
 
 def test_the_thread_begins_with_the_first_request(serve, model):

@@ -16,7 +16,7 @@ import npgpt2
 
 CLIENTS, CONTEXT, LENGTH = 16, 64, 48
 # A prompt that comes while they write, and how many such.
-JOINING, TIMES = 32, 5
+JOINING, TIMES = 32, 3
 
 
 def served(folder, _):
@@ -94,7 +94,7 @@ def joining(port, prompts, prompt):
     others = [[] for _ in prompts]
 
     def ask(number):
-        for when in tokens_of(HTTPConnection("127.0.0.1", port), body(prompts[number], 3 * LENGTH, number)):
+        for when in tokens_of(HTTPConnection("127.0.0.1", port), body(prompts[number], LENGTH, number)):
             others[number].append(when)
 
     threads = [Thread(target=ask, args=(number,)) for number in range(len(prompts))]

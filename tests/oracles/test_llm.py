@@ -204,7 +204,7 @@ def test_a_chat_loads_its_model_once(bundled, monkeypatch):
 VALUES = {
     "length": ("9", 9),
     "stop": (",", ","),
-    "stop_tokens": ("[12]", [12]),
+    "stop_tokens": ("[11]", [11]),
     "ignore_eot": ("true", True),
     "allow_special": ("1", True),
     "skip_special": ("false", False),

@@ -77,9 +77,8 @@ def app(
     guard = Guard.of(allowed_hosts, any_address, cors_origins, api_keys)
     metrics = Metrics()
     loop = Loop(model, slots, queue, metrics)
-    return App(
-        Service(model, list(dict.fromkeys((name or model.name, *aliases))), loop, metrics), guard, log, log_prompts
-    )
+    names = list(dict.fromkeys((name or model.name, *aliases)))
+    return App(Service(model, names, loop, metrics), guard, log, log_prompts)
 
 
 class App:
@@ -139,7 +138,7 @@ class App:
             answer = as_json(body, status, more)
         headers = [("Content-Type", answer.type), ("X-Request-Id", environ["npgpt2.id"]), *SAFETY, *answer.headers]
         headers += cors_headers(environ, origin)
-        if isinstance(answer.body, bytes):
+        if isinstance(answer.body, bytes) and answer.status not in (204, 304):
             headers.append(("Content-Length", str(len(answer.body))))
         start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
         return _Sending(self, environ, answer, began, error)

@@ -53,7 +53,8 @@ def gone_of(environ: Environ) -> Callable[[], bool]:
 def problem(error: Exception) -> tuple[int, dict[str, Any], list[tuple[str, str]]]:
     """The status and the body of what tells of an error, and headers."""
     if isinstance(error, Refused):
-        said = error_body(error.message, error.param)
+        kind = {"type": "server_error"} if error.status >= 500 else {}
+        said = error_body(error.message, error.param, **kind)
         said["error"]["code"] = error.code
         return error.status, said, error.headers
     if isinstance(error, BadRequest):
@@ -209,6 +210,8 @@ class Service:
     # ---- How it is
 
     def health(self, environ: Environ) -> Answer:
+        if self.loop.error:
+            raise Stopped(f"the engine failed: {self.loop.error!r}")
         return as_json({"status": "ok"})
 
     def tell_metrics(self, environ: Environ) -> Answer:

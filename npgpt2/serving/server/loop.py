@@ -20,7 +20,7 @@ from npgpt2.serving.choices import FINISH
 from npgpt2.serving.protocol import Completion
 from npgpt2.serving.server.metrics import Metrics
 
-# What a queue of events ends with.
+# What a step brought for a request: events, with the numbers of its texts.
 Batch = list[tuple[int, Event]]
 
 
@@ -127,7 +127,7 @@ class Job:
             request = event.request
             batch.append((self._running[request], event))
             if event.token is not None:
-                self.written += 1
+                self.written += self.completion.max_tokens > 0  # where it is 0, the one token is left out again
                 if request in self._last:
                     metrics.observe("between_tokens", now - self._last[request])
                 elif request.reused:
