@@ -126,12 +126,14 @@ def _open(app: App, host: str, port: int, threads: int, log: Log) -> TcpWSGIServ
         def execute(self) -> None:
             error = self.request.error
             said = json.dumps(error_body(f"{error.reason}: {error.body}")).encode("ascii")
-            self.status = f"{error.code} {error.reason}"
+            # What it can't do, as other encodings than in chunks, is the client's to change; at 501 it would try again.
+            code, reason = (400, "Bad Request") if error.code == 501 else (error.code, error.reason)
+            self.status = f"{code} {reason}"
             self.response_headers += [("Content-Type", "application/json"), ("X-Content-Type-Options", "nosniff")]
             self.set_close_on_finish()
             self.content_length = len(said)
             self.write(said)
-            log(f"{self.channel.addr[0]} - - {error.code} {printable(str(error.body))}")
+            log(f"{self.channel.addr[0]} - - {code} {printable(str(error.body))}")
 
     class Channel(HTTPChannel):  # type: ignore[misc, unused-ignore]
         error_task_class = Refusal
