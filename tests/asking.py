@@ -167,5 +167,7 @@ def serving(*options, program=("-m", "npgpt2"), env=()):
         process = stack.enter_context(subprocess.Popen(command, **pipes, env=os.environ | dict(env)))
         stack.callback(process.kill)
         line = process.stdout.readline()
-        assert " at http://" in line, line
+        if " at http://" not in line:
+            errors.seek(0)
+            raise AssertionError(line + errors.read())
         yield Served(process, int(line.rpartition(":")[2]), errors)

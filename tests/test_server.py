@@ -47,7 +47,7 @@ def served(tiny):
 def slow(tiny, tmp_path, monkeypatch):
     """Starts servers that are slow, in a folder of their own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.dirname(npgpt2.__file__)))
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.dirname(npgpt2.__file__)), prepend=os.pathsep)
     return lambda *options: serving("-m", tiny, *options, program=("-c", SLOW))
 
 

@@ -1,8 +1,11 @@
 """The server's application by itself: what it answers, streamed and whole, is what the library gives."""
 
+import io
 import json
 import re
 import threading
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
 
 import numpy as np
 import pytest
@@ -467,6 +470,9 @@ def test_the_thread_begins_with_the_first_request(serve, model):
     assert threading.active_count() == before + 1
     quiet.close()
     assert threading.active_count() == before
+    eager = serve(model)
+    eager.start()
+    assert threading.active_count() == before + 1
 
 
 # ---- The rest
@@ -569,6 +575,33 @@ def test_metrics_are_prometheus_text(served):
     assert buckets == sorted(buckets)
     assert buckets[-1] == counts[f"{name}_count"] > 0
     assert counts["npgpt2_generated_tokens_total"] > counts['npgpt2_requests_finished_total{reason="length"}'] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 2}),
+        ("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 2, "stream": True}),
+        ("POST", "/v1/completions", {"prompt": 5}), ("GET", "/", None), ("HEAD", "/health", None), ("GET", "/no", None),
+        ("OPTIONS", "/v1/completions", None), ("GET", "/metrics", None), ("POST", "/inspect", {"prompt": PROMPT}),
+    ],
+)  # fmt: skip
+def test_it_is_an_application_as_pep_3333_says(served, method, path, body):
+    environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "HTTP_HOST": "localhost"}
+    environ |= {"SCRIPT_NAME": "", "QUERY_STRING": ""}
+    setup_testing_defaults(environ)
+    if body:
+        data = json.dumps(body).encode()
+        environ |= {
+            "wsgi.input": io.BytesIO(data),
+            "CONTENT_LENGTH": str(len(data)),
+            "CONTENT_TYPE": "application/json",
+        }
+    # Which hands on an input of its own, that is read by a size alone.
+    pieces = validator(served)(environ, lambda status, headers, error=None: None)
+    said = b"".join(pieces)
+    pieces.close()
+    assert bool(said) == (method not in ("HEAD", "OPTIONS"))
 
 
 def test_what_the_readme_shows_is_answered(fixtures):

@@ -108,6 +108,10 @@ class App:
 
     # ---- For who runs it
 
+    def start(self) -> None:
+        """Begin the thread that generates, which the first request does otherwise."""
+        self.loop.start()
+
     def refuse(self) -> None:
         """Answer no more requests from now on, but go on with those that there are."""
         self._closing = True
@@ -136,10 +140,11 @@ class App:
         except Exception as caught:
             error, (status, body, more) = caught, problem(caught)
             answer = as_json(body, status, more)
-        headers = [("Content-Type", answer.type), ("X-Request-Id", environ["npgpt2.id"]), *SAFETY, *answer.headers]
-        headers += cors_headers(environ, origin)
-        if isinstance(answer.body, bytes) and answer.status not in (204, 304):
-            headers.append(("Content-Length", str(len(answer.body))))
+        headers = [("X-Request-Id", environ["npgpt2.id"]), *SAFETY, *answer.headers, *cors_headers(environ, origin)]
+        if answer.status not in (204, 304):
+            headers.append(("Content-Type", answer.type))
+            if isinstance(answer.body, bytes):
+                headers.append(("Content-Length", str(len(answer.body))))
         start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
         return _Sending(self, environ, answer, began, error)
 

@@ -62,7 +62,8 @@ def serve(
 
 
 def _signals() -> list[signal.Signals]:
-    return [signal.SIGTERM, signal.SIGINT]
+    """Those that end it: all but what is ignored from the outset, as Ctrl-C is in the background."""
+    return [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class _Run:
