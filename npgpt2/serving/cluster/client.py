@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -63,7 +64,7 @@ def connect(where: str, workers: int | None = None, threads: int | None = None) 
 def _local(workers: int, threads: int) -> Iterator[str]:
     """A cluster of this machine's own, by its scheduler's address."""
     from dask import config
-    from distributed import LocalCluster
+    from distributed import LocalCluster, TimeoutError
 
     preload, before = (config.get(f"distributed.{name}") for name in ("worker.preload", "nanny.pre-spawn-environ"))
     # Before a worker begins, since by the time that it is told of others it has loaded NumPy.
@@ -84,7 +85,13 @@ def _local(workers: int, threads: int) -> Iterator[str]:
     try:
         yield cluster.scheduler_address
     finally:
-        cluster.close(timeout=CLOSE)
+        processes = [nanny.pid for nanny in cluster.workers.values()]
+        try:
+            cluster.close(timeout=CLOSE)
+        except TimeoutError:  # some are frozen, and would be waited for
+            for process in filter(None, processes):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
 
 
 def _address(where: str) -> str:

@@ -15,13 +15,13 @@ from typing import Any
 
 from npgpt2.serving.batch import Answer
 from npgpt2.serving.lines import Line
-from npgpt2.serving.protocol import error_body
+from npgpt2.serving.protocol import Completion, error_body
 
 # How long a micro-batch should take. A scheduler has 0.1 to 1 ms of work with each, so that it can bear a thousand
 # workers; a worker's death costs no more than this, and an engine that runs dry at the end of each a few percent.
 SECONDS = 10.0
-# Lines of one, and tokens they may have, which pass through the scheduler's memory.
-LINES, TOKENS = 1024, 2**19
+# Lines of one, and tokens with what is said of each: all of it is in a worker's memory at once, and in ours.
+LINES, SIZE = 1024, 2**19
 # Into how many parts one is cut, and with how many workers a single line may be lost.
 PARTS, LOSSES = 4, 3
 # Tokens that are read in the time that one takes to be written, in which rows are read one by one.
@@ -42,8 +42,11 @@ class Job:
     @property
     def work(self) -> float:
         """What it takes, in tokens that are written."""
-        asked = [line.completion for line in self.lines if line.completion]
-        return sum(one.most_tokens + sum(map(len, one.prompts)) / READ_WORTH for one in asked)
+        return sum(_work(line.completion) for line in self.lines if line.completion)
+
+
+def _work(asked: Completion) -> float:
+    return asked.most_tokens + sum(map(len, asked.prompts)) / READ_WORTH
 
 
 class Jobs:
@@ -76,17 +79,18 @@ class Jobs:
         if self._returned:
             return self._returned.popleft()
         lines: list[Line] = []
-        sequences = written = read = 0
+        sequences = written = size = 0
+        work = 0.0
         share = self._tokens / (2 * max(1, workers))
-        while (line := self._next) and line.completion and len(lines) < LINES and read + written < TOKENS:
-            work = written + read / READ_WORTH
+        while (line := self._next) and (asked := line.completion) and len(lines) < LINES and size < SIZE:
             if sequences >= self._slots and (work >= pace * SECONDS or written >= share):
                 break
             self._next = next(self._lines, None)
             lines.append(line)
-            sequences += line.completion.sequences
-            written += line.completion.most_tokens
-            read += sum(map(len, line.completion.prompts))
+            sequences += asked.sequences
+            written += asked.most_tokens
+            work += _work(asked)
+            size += (asked.most_tokens + sum(map(len, asked.prompts))) * (2 + (asked.logprobs or 0))
         self._tokens -= written
         return Job(lines) if lines else None
 

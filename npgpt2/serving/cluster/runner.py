@@ -63,8 +63,8 @@ class _Worker:
 
     process: what another of this address would have differently · seen: when the scheduler last heard of it, by its
     clock, and silent: for how many seconds that hasn't changed · ready: whether it has loaded the model · unfit: why it
-    can't answer · failures: how many micro-batches in a row it has failed at · frozen: whether it is silent for too
-    long · leaving: whether it is about to end · pace: of work, a second
+    can't answer · failures: how many micro-batches in a row it has failed at · frozen: whether it has been silent, or
+    leaving, for too long · leaving: whether it is about to end, or pauses for want of memory · pace: of work, a second
     """
 
     address: str
@@ -78,11 +78,6 @@ class _Worker:
     leaving: bool = False
     pace: float = 0.0
     jobs: list[Job] = field(default_factory=list)
-
-    @property
-    def has_suspect(self) -> bool:
-        """Whether what it works at has to be alone with it."""
-        return any(job.suspect for job in self.jobs)
 
 
 def on_cluster(
@@ -110,7 +105,8 @@ class _Run:
         self._address = client.scheduler.address
         self._workers: dict[str, _Worker] = {}
         self._events: SimpleQueue[_Seen | _Gone | tuple[_Worker, Job, object]] = SimpleQueue()
-        self._keys = (f"npgpt2-{os.urandom(4).hex()}-{number}" for number in count())
+        name = os.urandom(4).hex()
+        self._keys = (f"npgpt2-{name}-{number}" for number in count())
         self._kinds: set[tuple[int, int]] = set()  # of threads and cores, that were told of
         self._lost_loading = 0
         self._nobody_since: float | None = monotonic()
@@ -205,11 +201,13 @@ class _Run:
             worker = self._workers.setdefault(address, _Worker(address, info["local_directory"], info["last_seen"]))
             worker.leaving = info["status"] != "running"
             worker.silent += seen.elapsed
-            if info["last_seen"] != worker.seen:
-                worker.seen, worker.silent, worker.frozen = info["last_seen"], 0.0, False
+            if info["last_seen"] != worker.seen and not worker.leaving:
+                worker.silent, worker.frozen = 0.0, False
             elif worker.silent >= self._patience and not worker.frozen:
                 worker.frozen = True
-                found += self._lose(worker, f"it gave no sign of life for {self._patience:g} s")
+                sign = f"is {info['status']}" if worker.leaving else "gave no sign of life"
+                found += self._lose(worker, f"it {sign} for {self._patience:g} s")
+            worker.seen = info["last_seen"]
         return found
 
     def _lose(self, worker: _Worker, why: str) -> list[Answer]:
@@ -218,7 +216,7 @@ class _Run:
             return []
         if not any(job.lines for job in jobs):
             self._say(f"worker {worker.address}: {why} while it loaded the model")
-            self._lost_loading += 1
+            self._lost_loading += not worker.frozen
             return []
         self._say(f"worker {worker.address}: {why}; others are given its requests")
         for job in reversed(jobs[1:]):
@@ -240,8 +238,8 @@ class _Run:
         workers = self._workers.values()
         if any(not worker.unfit and not worker.frozen for worker in workers):
             self._nobody_since = self._demand = None
-            if self._lost_loading >= LOSSES and not any(worker.ready for worker in workers):
-                raise ValueError(f"{self._address}: {LOSSES} workers were lost while they loaded the model")
+            if self._lost_loading >= max(LOSSES, len(workers)):
+                raise ValueError(f"{self._address}: {self._lost_loading} workers were lost while they loaded the model")
             return
         if self._nobody_since is None:
             self._nobody_since = monotonic()
@@ -249,7 +247,7 @@ class _Run:
             if workers and all(worker.unfit for worker in workers):
                 worker = next(iter(workers))
                 raise ValueError(f"{self._address}: no worker there can answer; {worker.address}: {worker.unfit}")
-            self._say(f"{self._address}: {'all workers are frozen' if workers else 'no workers'}; waiting for one")
+            self._say(f"{self._address}: no workers{' that are alive' if workers else ''}; waiting for one")
             # A cluster that starts workers where there is something to do has to see something.
             self._demand = self._client.submit(int, key=next(self._keys), pure=False)
 
@@ -261,20 +259,19 @@ class _Run:
             if not (worker.ready or worker.unfit or worker.frozen or worker.leaving or worker.jobs):
                 self._give(worker, Job([]))
         usable = [w for w in self._workers.values() if w.ready and not (w.unfit or w.frozen or w.leaving)]
-        while usable:
-            worker = min(usable, key=lambda worker: (len(worker.jobs), worker.has_suspect))
-            if len(worker.jobs) >= (1 if self._jobs.suspect or worker.has_suspect else AHEAD):
-                return
-            job = self._jobs.take(worker.pace, len(usable)) or self._second(usable)
-            if job is None:
-                return
-            self._give(worker, job)
+        for had in range(AHEAD):
+            for worker in usable:
+                if len(worker.jobs) != had or (had and (self._jobs.suspect or worker.jobs[0].suspect)):
+                    continue
+                job = self._jobs.take(worker.pace, len(usable)) or (None if had else self._second(usable))
+                if job is None:
+                    return
+                self._give(worker, job)
 
     def _second(self, usable: list[_Worker]) -> Job | None:
-        """What waits behind something that takes longer than all that the others had."""
+        """What waits behind something that takes longer than all that others had, who have nothing any more."""
         busiest = max(usable, key=lambda worker: len(worker.jobs))
-        idle = min(usable, key=lambda worker: len(worker.jobs))
-        if len(busiest.jobs) < AHEAD or idle.jobs:
+        if len(busiest.jobs) < AHEAD:
             return None
         job = busiest.jobs.pop()
         if job.handle:
@@ -292,7 +289,7 @@ class _Run:
         worker.jobs.remove(job)
         if isinstance(outcome, Report):
             self._tell_threads(worker, outcome)
-            worker.ready = True
+            worker.ready, self._lost_loading = True, 0
             if not job.lines:
                 return []
             worker.failures = 0

@@ -86,7 +86,7 @@ def answer_lines(work: Work, lines: list[Line]) -> Report | Problem:
         return Problem(f"has npgpt2 {__version__}, where {work.version} asks", unfit=True)
     with _turn:
         try:
-            model = _load(work.path, work.origin, work.threads)
+            model = _current(work)
         except Exception as error:
             return Problem(_describe(error), unfit=True)
         try:
@@ -115,15 +115,27 @@ def _describe(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
 
 
+def _current(work: Work) -> GPT2:
+    """The model, loaded once, or again where its file was written to meanwhile."""
+    model = _load(work.path, work.origin.model, work.origin.fingerprint, work.threads)
+    try:
+        if isinstance(model.weights, Weights):
+            model.weights.check_unchanged()
+    except ValueError:
+        _load.cache_clear()
+        model = _load(work.path, work.origin.model, work.origin.fingerprint, work.threads)
+    return model
+
+
 @lru_cache(maxsize=1)
-def _load(path: str, origin: Origin, threads: int | None) -> GPT2:
+def _load(path: str, name: str, fingerprint: str, threads: int | None) -> GPT2:
     """The model: the file of this path, or where there is none, that of its name in this machine's folder of models."""
     try:
         weights = Weights(find_model(path))
     except FileNotFoundError:
-        weights = Weights(find_model(origin.model))
-    if weights.fingerprint() != origin.fingerprint:
-        raise ValueError(f"{weights.path}: is another model here, {weights.fingerprint()}, not {origin.fingerprint}")
+        weights = Weights(find_model(name))
+    if weights.fingerprint() != fingerprint:
+        raise ValueError(f"{weights.path}: is another model here, {weights.fingerprint()}, not {fingerprint}")
     model = GPT2(weights, threads=threads)
-    _ = model.tokenizer
+    _ = model.tokenizer  # without which no line could be answered
     return model
