@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, NamedTuple
 
 from npgpt2.files import parse_json_object, read_bounded
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 LOCAL = "local"
-# Seconds to wait for a scheduler's first answer; and, when all is over, for those who should end but may be frozen.
-CONNECT, CLOSE = 10.0, 3.0
+# Seconds to wait for a scheduler's first answer; and when all is over, until workers here are killed, and at most.
+CONNECT, GRACE, CLOSE = 10.0, 0.5, 5.0
 # What tells BLAS how many threads to have, before it is loaded; Dask sets them to 1 for its workers.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # What a worker here does first: Ctrl-C goes to all processes of a terminal, and this one ends the others.
@@ -41,7 +42,7 @@ def connect(where: str, workers: int | None = None, threads: int | None = None) 
     """
     try:
         from dask.system import CPU_COUNT
-        from distributed import Client
+        from distributed import Client, TimeoutError
     except ImportError:
         raise ValueError("--dask needs Dask's distributed: pip install npgpt2[dask]") from None
     with ExitStack() as stack:
@@ -56,8 +57,11 @@ def connect(where: str, workers: int | None = None, threads: int | None = None) 
             client = Client(address, timeout=CONNECT, set_as_default=False)
         except OSError:
             raise ConnectionError(f"{where}: no Dask scheduler answers there, at {address}") from None
-        stack.callback(client.close, timeout=CLOSE)
-        yield Cluster(client, threads)
+        try:
+            yield Cluster(client, threads)
+        finally:
+            with suppress(TimeoutError):  # of a scheduler that doesn't answer
+                client.close(timeout=CLOSE)
 
 
 @contextmanager
@@ -85,13 +89,18 @@ def _local(workers: int, threads: int) -> Iterator[str]:
     try:
         yield cluster.scheduler_address
     finally:
-        processes = [nanny.pid for nanny in cluster.workers.values()]
-        try:
+        # Who is frozen doesn't end by being asked to; who is killed before that is started anew.
+        killing = Timer(GRACE, _kill, [[nanny.pid for nanny in cluster.workers.values()]])
+        killing.start()
+        with suppress(TimeoutError):
             cluster.close(timeout=CLOSE)
-        except TimeoutError:  # some are frozen, and would be waited for
-            for process in filter(None, processes):
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        killing.cancel()
+
+
+def _kill(processes: list[int | None]) -> None:
+    for process in filter(None, processes):
+        with suppress(OSError):  # it has ended by itself
+            os.kill(process, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
 
 
 def _address(where: str) -> str:
