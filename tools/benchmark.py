@@ -333,7 +333,7 @@ def main():
         "all in float32": float32,
         "weights in int8": int8,
         "many callers": [*stage("many_callers"), *stage("served")],
-        "a file of requests": [*stage("batches"), *stage("batch_memory")],
+        "a file of requests": [*stage("batches"), *stage("workers"), *stage("batch_memory")],
         "whole processes": whole_processes(folder, columns, args.rounds),
         "npgpt2, step by step": conversion + stage("start"),
         "npgpt2, the parts of a pass": stage("parts"),

@@ -248,7 +248,7 @@ def writing_steps(model, contexts):
 
 def reading_steps(model, context):
     """Each of which reads a prompt, in an engine of its own; after a first that doesn't count."""
-    engines = [npgpt2.Engine(model, slots=1, text=False) for _ in range(4)]
+    engines = [npgpt2.Engine(model, slots=1, text=False) for _ in range(3)]
     for engine in engines:
         engine.submit(random_tokens(context), length=1)
     engines[0].step()
@@ -280,6 +280,42 @@ def batches(folder, _):
     both = [(answer_requests(folder)[0], seconds(engine)) for _ in range(3)]
     ours, theirs = (sum(length for _, length in asked) / median(took) for took in zip(*both, strict=True))
     yield f"{REQUESTS:,} requests, {SLOTS} at once, beside an engine", "tokens/s", {"npgpt2": ours, "beside": theirs}
+
+
+def workers(folder, _):
+    """`npgpt2 batch --dask local` with the bundled model, one worker and two of a thread each, that have loaded it."""
+    from npgpt2.serving.cluster import connect
+
+    lengths = np.random.default_rng(0).integers(4, 33, REQUESTS).tolist()
+    bodies = zip(random_prompts(REQUESTS), lengths, strict=True)
+    path = folder / "requests.jsonl"
+    write_requests(path, ({"prompt": text, "max_tokens": n, "ignore_eos": True} for text, n in bodies))
+    rates = []
+    for count in (1, 2):
+        with connect("local", count, threads=1) as cluster:
+            took = [seconds(lambda: answer_on_cluster(cluster, path, folder / "answers.jsonl")) for _ in range(3)]
+        rates.append(sum(lengths) / median(took[1:]))
+        figure = f"{REQUESTS:,} requests, {count} worker{'s' * (count > 1)} of a thread"
+        yield figure, "tokens/s", {"npgpt2": rates[-1], "beside": rates[0]}
+
+
+def answer_on_cluster(cluster, path, output):
+    """What `npgpt2 batch --dask` does when it has connected, with the bundled model."""
+    from npgpt2.serving import Answers, Origin, Requests, check, unanswered
+    from npgpt2.serving import run as run_batch
+    from npgpt2.serving.cluster import Work, on_cluster
+
+    output.unlink(missing_ok=True)
+    model = npgpt2.load()
+    origin = Origin("storyteller", model.weights.fingerprint(), 0)
+    requests = Requests(path, model, ["storyteller"], origin.fingerprint)
+    plan = check(requests)
+    with Answers(output) as answers:
+        wanted, _ = unanswered(plan, requests, answers)
+        work = Work(str(model.weights.path), origin, SLOTS, cluster.threads)
+        runner = on_cluster(cluster.client, work, int(plan.tokens.sum()))
+        if run_batch(plan, wanted, requests, answers, runner, lambda written, saved: None):
+            raise RuntimeError("workers answered with errors")
 
 
 def batch_memory(folder, _):
@@ -356,7 +392,19 @@ def beside(figure, one, other, times=5):
 
 STAGES = {
     stage.__name__: stage
-    for stage in (checkpoint, convert, start, parts, two_ways, many_callers, batches, batch_memory, served, growth)
+    for stage in (
+        checkpoint,
+        convert,
+        start,
+        parts,
+        two_ways,
+        many_callers,
+        batches,
+        workers,
+        batch_memory,
+        served,
+        growth,
+    )
 }
 
 

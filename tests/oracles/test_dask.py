@@ -127,6 +127,14 @@ def test_a_line_that_kills_whoever_is_given_it_is_an_error_and_the_others_are_an
     assert set(expected) - set(lines_of(output)) == {line for line in expected if b'"custom_id": "r57"' in line}
 
 
+def test_a_cluster_that_starts_workers_when_there_is_something_to_do_does(undisturbed, output, tiny):
+    path, expected = undisturbed
+    with cluster(workers=0) as (made, client):
+        made.adapt(minimum=0, maximum=2, interval="200 ms")
+        answer(path, output, tiny, client)
+    assert lines_of(output) == expected
+
+
 # ---- The command, in a process of its own
 
 
