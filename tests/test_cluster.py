@@ -180,6 +180,23 @@ def test_a_worker_that_is_about_to_end_is_given_nothing_and_not_blamed(client, u
     assert lost == []
 
 
+def test_a_worker_that_pauses_for_long_is_not_waited_for(client, undisturbed, output, tiny):
+    """As Dask's do that are short of memory, which give signs of life all along."""
+    path, expected = undisturbed
+
+    def pause(work, lines, worker):
+        if not lines:
+            return answer_lines(work, lines)
+        worker.status = "paused"
+        raise Never
+
+    client.add("w0", pause)
+    client.add("w1")
+    said = answer(path, output, tiny, client, patience=0.2)
+    assert lines_of(output) == expected
+    assert "worker w0: it has been paused for 0.2 s; others are given its requests" in said
+
+
 def deadly(names, deaths):
     """A worker that some lines kill, in whose place another is started."""
 

@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from functools import partial
 
+import psutil
 import pytest
 from clusters import answer, lines_of, wait_until, write_requests
 from distributed import Client, LocalCluster
@@ -270,20 +271,37 @@ def test_workers_and_schedulers_without_npgpt2_are_not_waited_for(undisturbed, o
     assert lines_of(output) == expected
 
 
-@pytest.mark.parametrize("where", ["local", "another"])
+@pytest.mark.parametrize("where", ["local", "local, one of them stopped", "another"])
 def test_ctrl_c_ends_it_at_once_with_whole_lines(where, undisturbed, output, tiny):
     """As a terminal sends it: to all processes."""
     path, expected = undisturbed
     preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": SLOW}
     with scheduler() as (_, address), worker(address):
-        where = "local" if where == "local" else address
-        more = ["--workers", "2"] if where == "local" else []
-        with command(path, output, tiny, where, *more, start_new_session=True, env=os.environ | preload) as process:
+        words = ["local", "--workers", "2"] if "local" in where else [address]
+        with command(path, output, tiny, *words, start_new_session=True, env=os.environ | preload) as process:
             begun(process, output)
+            workers = workers_of(process)
+            if "stopped" in where:
+                os.kill(workers[0], signal.SIGSTOP)
             os.killpg(process.pid, signal.SIGINT)
             out, err = process.communicate(timeout=20)
+        assert len(workers) == (2 if "local" in where else 0)
+        wait_until(lambda: not any(map(runs, workers)))
     assert (out, process.returncode) == ("", 130)
     assert "Traceback" not in err
     left = output.read_bytes()
     assert left.endswith(b"\n")
     assert set(left.splitlines()) < set(expected)
+
+
+def runs(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def workers_of(process):
+    """The processes of a command's local workers."""
+    children = psutil.Process(process.pid).children()
+    return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]

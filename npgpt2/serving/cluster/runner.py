@@ -205,7 +205,7 @@ class _Run:
                 worker.silent, worker.frozen = 0.0, False
             elif worker.silent >= self._patience and not worker.frozen:
                 worker.frozen = True
-                sign = f"is {info['status']}" if worker.leaving else "gave no sign of life"
+                sign = f"has been {info['status']}" if worker.leaving else "gave no sign of life"
                 found += self._lose(worker, f"it {sign} for {self._patience:g} s")
             worker.seen = info["last_seen"]
         return found
