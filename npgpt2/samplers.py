@@ -10,6 +10,7 @@ Degeneration", where OpenAI's code mostly leaves out the token with which p is r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from math import inf
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
@@ -48,6 +49,12 @@ class Written:
     def tokens(self) -> Ids:
         """The prompt's and those generated, (T,)."""
         return self._room[: self._size]
+
+    def copy(self) -> Written:
+        """The same again, for tokens that may not come."""
+        other = copy(self)
+        other._room, other.seen, other.counts = self._room.copy(), self.seen.copy(), self.counts.copy()
+        return other
 
     def append(self, token: int) -> None:
         """Add the token that was chosen."""

@@ -68,6 +68,8 @@ CALLS = [
     ("model", PATH, lambda model, value: npgpt2.load(value)),
     ("models_dir", [5, b"a", ["a"]], lambda model, value: npgpt2.load("124M", value)),
     ("threads", WHOLE, lambda model, value: npgpt2.load(threads=value)),
+    ("draft", PATH[:1] + PATH[2:], lambda model, value: npgpt2.load(draft=value)),
+    ("draft", [5, "a", True], lambda model, value: GPT2(model.weights, draft=value)),
     ("path", PATH, lambda model, value: Weights(value)),
     ("weights", [5, "a", [1]], lambda model, value: GPT2(value, model.hparams)),
     ("hparams", [5, (8, 8, 8, 2, 1), {}, {"n_ctx": 1}], lambda model, value: GPT2(model.weights, value)),

@@ -110,9 +110,16 @@ def add_models_dir(parser: Parser) -> None:
     )
 
 
-def add_model_to_run(parser: Parser) -> None:
-    """The options that `open_model` reads."""
+def add_model_to_run(parser: Parser, drafted: bool = False) -> None:
+    """The options that `open_model` reads. drafted: whether texts are written one at a time, so that a draft helps"""
     add_model(parser)
+    parser.set_defaults(draft_model=None)
+    if drafted:
+        parser.add_argument(
+            "--draft-model",
+            metavar="MODEL",
+            help="a smaller model with the same vocabulary, by whose guesses a text comes faster and stays the same",
+        )
     parser.add_argument(
         "--threads",
         type=at_least(1),
@@ -122,7 +129,7 @@ def add_model_to_run(parser: Parser) -> None:
 
 
 def open_model(args: argparse.Namespace) -> GPT2:
-    return load(args.model, args.models_dir, threads=args.threads)
+    return load(args.model, args.models_dir, threads=args.threads, draft=args.draft_model)
 
 
 def warn_of_special(model: GPT2, prompt: str, args: argparse.Namespace) -> bool:

@@ -55,7 +55,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         " is not a terminal (one newline at the end is dropped); without any, a text of its own begins.",
     )
     add_prompt(parser, "the text to continue")
-    add_model_to_run(parser)
+    add_model_to_run(parser, drafted=True)
     add_sampling(parser, 40, 0.0, 1)
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--ignore-eot", action="store_true", help="go on when the model ends the text")
@@ -89,7 +89,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         "generate texts from nothing",
         "Takes the flags of OpenAI's generate_unconditional_samples.py.",
     )
-    add_model_to_run(parser)
+    add_model_to_run(parser, drafted=True)
     add_sampling(parser, None, 1.0, 0, "the model's n_ctx")
     parser.set_defaults(stop=[], ignore_eot=True, skip_special=None, allow_special=False, output=None, best_of=1)
 
@@ -100,7 +100,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         "ask for prompts and continue each",
         "Takes the flags of OpenAI's interactive_conditional_samples.py. Ctrl-D ends it.",
     )
-    add_model_to_run(parser)
+    add_model_to_run(parser, drafted=True)
     add_sampling(parser, None, 1.0, 1, "half of the model's n_ctx")
     add_allow_special(parser)
     parser.set_defaults(stop=[], ignore_eot=True, skip_special=None, output=None, best_of=1)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from npgpt2.checks import check_flag, check_whole, wrong_type
 from npgpt2.engine.cache import Slots, Span
+from npgpt2.engine.drafts import Draft
 from npgpt2.engine.request import Event, FinishReason, LogProb, Request, Settings, log_probs, parse_settings
 from npgpt2.engine.sequence import Sequence
 from npgpt2.forks import whole
@@ -50,6 +51,8 @@ class Model(Protocol):
     def special(self) -> SpecialTokens: ...
     @property
     def drawable(self) -> Ids | None: ...
+    @property
+    def draft(self) -> Model | None: ...
     def prompt_tokens(self, prompt: Prompt, allow_special: bool, /) -> list[int]: ...
 
 
@@ -96,9 +99,11 @@ class Engine:
             raise wrong_type("model", model, "a GPT2")
         self.model = model
         self.slots, self.chunk = slots, chunk = int(slots), int(chunk)
+        draft = model.draft
         self._tokenizer = model.tokenizer if text else None
         self._ends = end_tokens(model) if text else model.special.end or ()
         self._cache = Slots(model.hparams, slots)
+        self._draft = Draft(draft.matrices, draft.hparams, (model.matrices, model.hparams)) if draft else None
         self._idle = list(range(slots))  # from the one that was left longest ago
         self._kept: list[list[int]] = [[] for _ in range(slots)]  # what was read of whom a slot was left by
         self._waiting: list[Sequence] = []
@@ -222,6 +227,9 @@ class Engine:
         alone = writers[0] if len(self._running) == len(writers) == 1 else None
         if alone and alone.request.limits.guess and not alone.scores_prompt:
             alone.guess()
+            if self._draft and not alone.guessed:
+                drawn = alone.imagined(self.model.drawable)
+                alone.guessed = self._draft.guess(alone.tokens, alone.start, alone.room, drawn)
         for sequence in writers:
             sequence.reads = 1
         scored = any(sequence.scores_prompt for sequence in self._running)

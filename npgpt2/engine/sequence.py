@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
+from itertools import count
 
 import numpy as np
 
 from npgpt2.engine.guesses import Lookup
 from npgpt2.engine.request import FinishReason, Request
 from npgpt2.engine.text import TextStream
-from npgpt2.samplers import PROCESSORS, Written
+from npgpt2.samplers import PROCESSORS, Ids, Logits, Written
 from npgpt2.tokenizer import Tokenizer
 
 
@@ -110,8 +111,13 @@ class Sequence:
         for token in self.tokens[self._looked_up :]:
             self._lookup.append(token)
         self._looked_up = len(self.tokens)
-        left = self.request.limits.length - len(self.request.tokens) - 1  # tokens behind the next one
-        self.guessed = self._lookup.guess()[: min(left, self._n_ctx - self.read - 1)]
+        self.guessed = self._lookup.guess()[: self.room]
+
+    @property
+    def room(self) -> int:
+        """How many guesses are of use: so many tokens can come behind the next one, and have room in the window."""
+        left = self.request.limits.length - len(self.request.tokens) - 1
+        return min(left, self._n_ctx - self.read - 1)
 
     def shared_with(self, tokens: list[int]) -> int:
         """How many of its window's tokens are those that another begins with, but for the last: only reading that one
@@ -137,6 +143,24 @@ class Sequence:
     def number(self) -> np.uint64:
         """What the next token's draw depends on."""
         return self._numbers(len(self.tokens))
+
+    def imagined(self, among: Ids | None) -> Callable[[Logits], int]:
+        """A function that draws tokens as if they followed: given the logits of one place after another, from the next
+        on. The sequence stays as it is.
+        """
+        places = count(len(self.tokens))
+        written: Written | None = None
+
+        def draw(logits: Logits) -> int:
+            nonlocal written
+            if written is None and self.written is not None:
+                written = self.written.copy()
+            token = self.request.sampling.choose(logits, self._numbers(next(places)), among, written)
+            if written is not None:
+                written.append(token)
+            return token
+
+        return draw
 
     def append(self, token: int) -> tuple[str, FinishReason | None]:
         """Add the token that was chosen; returns the text that it makes certain, and why it is the last, if it is."""

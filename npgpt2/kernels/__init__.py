@@ -2,13 +2,13 @@
 
 Same names, same results but for the rounding of float32. Comments here speak of caches, pages and threads; whoever
 wants to know what is computed reads the formulas. `prepare` makes of a model's stored arrays the matrices that `linear`
-takes, which may be in int8; `sharing_work` says who does a pass's work; `Tokenizer` is the plain one, hurried. Nothing
-here knows what a layer or a sequence is.
+takes, which may be in int8; `sharing_work` says who does a pass's work, and `time_of_pass` about how long it takes;
+`Tokenizer` is the plain one, hurried. Nothing here knows what a layer or a sequence is.
 """
 
 from npgpt2.kernels.attention import causal_attention, decode_attention
 from npgpt2.kernels.int8 import Matrices, prepare
-from npgpt2.kernels.passes import sharing_work
+from npgpt2.kernels.passes import sharing_work, time_of_pass
 from npgpt2.kernels.products import linear
 from npgpt2.kernels.rows import gelu, layer_norm, softmax
 from npgpt2.kernels.threads import THREAD_WORTH, count_threads, share
@@ -28,4 +28,5 @@ __all__ = [
     "share",
     "sharing_work",
     "softmax",
+    "time_of_pass",
 ]

@@ -1,4 +1,4 @@
-"""Who does the work of a forward pass: our threads, or BLAS's."""
+"""Who does the work of a forward pass: our threads, or BLAS's; and about how long it takes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,25 @@ import numpy as np
 
 from npgpt2.kernels.int8 import Matrices
 from npgpt2.kernels.threads import THREAD_WORTH, multiplies_small_matrices, sharing
+
+# What a pass of one row takes: weights come from memory at so many bytes a second, and the calls of each layer take so
+# many seconds. And how many times as long more rows take: `python tools/tune.py drafts` measures all three.
+BANDWIDTH, CALLS = 2e10, 1e-4
+ROWS = {1: 1.0, 2: 1.3, 4: 1.6, 8: 2.1, 16: 3.0, 32: 5.0, 128: 13.0, 512: 45.0}
+# What a number in int8 takes, as bytes: widening it takes time too.
+INT8_BYTES = 2.7
+
+
+def time_of_pass(numbers: int, layers: int, rows: int, in_int8: bool = False) -> float:
+    """About how many seconds a pass of one sequence's rows takes, to be compared with others.
+
+    numbers: how many a model has, in all its layers · in_int8: whether they are
+
+    >>> time_of_pass(10**9, 12, rows=8) < 3 * time_of_pass(10**9, 12, rows=1)
+    True
+    """
+    fetching = numbers * (INT8_BYTES if in_int8 else 4) / BANDWIDTH
+    return float(fetching * np.interp(rows, [*ROWS], [*ROWS.values()]) + layers * CALLS)
 
 
 @contextmanager
