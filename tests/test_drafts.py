@@ -56,7 +56,8 @@ def reads(monkeypatch):
 @pytest.fixture
 def free(monkeypatch):
     """Guesses that cost nothing, so that as many are made as can be."""
-    monkeypatch.setattr(Draft, "_drafting", lambda self, rows: 0.0)
+    monkeypatch.setattr(Draft, "_drafting", 0.0)
+    monkeypatch.setattr(Draft, "_reading", lambda self, rows: 0.0)
     monkeypatch.setattr(Draft, "_checking", [1.0] * (MOST_GUESSES + 1))
 
 
@@ -140,7 +141,7 @@ def test_the_more_guesses_are_right_the_fewer_passes_there_are(large, free, read
 
 
 def test_a_draft_that_is_always_wrong_is_left_alone_but_for_trials(large, reads, monkeypatch):
-    monkeypatch.setattr(Draft, "_drafting", lambda self, rows: 0.1)
+    monkeypatch.setattr(Draft, "_drafting", 0.1)
     always_0 = zero_arrays(SIZES) | {"ln_f/b": np.ones(16, "f")}
     always_0["wte"][0] = 1
     draft, length = GPT2(always_0, SIZES), 300
@@ -171,7 +172,8 @@ def test_a_draft_as_slow_as_the_model_guesses_nothing(large, reads):
 
 
 def test_a_long_prompt_is_not_read_for_a_short_text(large, reads, monkeypatch):
-    monkeypatch.setattr(Draft, "_drafting", lambda self, rows: 0.05 * rows)
+    monkeypatch.setattr(Draft, "_drafting", 0.05)
+    monkeypatch.setattr(Draft, "_reading", lambda self, rows: 0.05 * rows)
     draft = GPT2(large.weights, large.hparams)
     drafted = with_draft(large, draft)
     for length, used in ((3, False), (15, True)):

@@ -340,6 +340,7 @@ def main():
         "npgpt2, in two ways": [
             ("decode, context 1000, beside context 32", "ms/token", {"npgpt2": far, "beside": near}),
             *stage("two_ways"),
+            *stage("drafts"),
             *stage("growth"),
         ],
         f"tokenizers, vocabulary of {vocabulary.name}": tokenizers(columns, vocabulary, text, args.rounds),

@@ -50,6 +50,8 @@ print([time.perf_counter() - start])
 WRITERS, CONTEXT, ARRIVING = 8, 64, 1000
 # How long a writer may have to wait at most, in times of the median.
 LONGEST_WAIT = 3
+# How many layers the deep model has: 14 times those of its draft, as 1558M has 13 times the weights of 124M.
+LAYERS = 84
 LENGTHS = [10, 900, 30, 700, 20, 800, 50, 600]
 # How many requests a file has, how many are answered at once, and how many times as many shouldn't take more memory.
 REQUESTS, SLOTS, TIMES = 2000, 16, 100
@@ -184,6 +186,46 @@ def timed(function, took, part):
         return result
 
     return call
+
+
+def drafts(folder, _):
+    """The bundled model made deep, and as it was as its draft: noise in the added layers makes them disagree."""
+    draft, prompt = npgpt2.load(), random_tokens(32, most=npgpt2.load().hparams.n_vocab)
+    for noise in (0, 0.1, 0.2, 0.3):
+        arrays, hparams = deepened(draft, LAYERS, noise)
+        with_draft, without = (npgpt2.GPT2(arrays, hparams, draft=one) for one in (draft, None))
+        settings = {"length": 129, "temperature": 1, "seed": 0}
+        text = [*prompt, *with_draft.generate_tokens(prompt, **settings).tolist()]
+        both = [drawn_at_each(model, text[:-1], settings["seed"])[len(prompt) - 1 :] for model in (draft, without)]
+        right = np.mean([ours == theirs for ours, theirs in zip(*both, strict=True)])
+
+        def token(model, settings=settings):
+            return sum(step_seconds(model, prompt, **settings)[1:]) / (settings["length"] - 1)
+
+        figure = f"a draft that is right {right:.0%} of the time, beside none"
+        yield beside(figure, lambda: token(with_draft), lambda: token(without), times=3)  # noqa: B023
+
+
+def deepened(model, layers, noise):
+    """A model's arrays and sizes with more layers, which add what random projections of this deviation make."""
+    rng, hparams = np.random.default_rng(0), model.hparams._replace(n_layer=layers)
+    arrays = {}
+    for name, shape in variable_shapes(hparams).items():
+        if name in model.weights:
+            arrays[name] = model.weights[name]
+        elif name.endswith("/w"):
+            deviation = noise / layers**0.5 if "c_proj" in name else 0.02
+            arrays[name] = rng.standard_normal(shape, np.float32) * np.float32(deviation)
+        else:
+            arrays[name] = np.full(shape, name.endswith("/g"), np.float32)
+    return arrays, hparams
+
+
+def drawn_at_each(model, tokens, seed):
+    """What a model draws after each token of a text, at temperature 1."""
+    sampling = Sampling(temperature=1, seed=seed)
+    numbers = sampling.numbers()
+    return [sampling.choose(row, numbers(place)) for place, row in enumerate(model.logits(tokens), 1)]
 
 
 def many_callers(folder, _):
@@ -368,8 +410,8 @@ def growth(folder, _):
     yield "growth of peak memory, beyond the cache's", "MB", {"npgpt2": (used[1] - used[0]) / 1e6}
 
 
-def random_tokens(number, seed=0):
-    return np.random.default_rng(seed).integers(0, HPARAMS.n_vocab, number).tolist()
+def random_tokens(number, seed=0, most=HPARAMS.n_vocab):
+    return np.random.default_rng(seed).integers(0, most, number).tolist()
 
 
 def step_seconds(model, prompt, length, **settings):
@@ -398,6 +440,7 @@ STAGES = {
         start,
         parts,
         two_ways,
+        drafts,
         many_callers,
         batches,
         workers,

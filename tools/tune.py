@@ -2,10 +2,10 @@
 
     python tools/tune.py [NAME…]
 
-NAME is a module: matmul, threads, rows, attention, int8, passes, cache; by default all, which takes some minutes. For
-each there is a table: what there is to choose from, times in microseconds with the least marked by *, and what the code
-has now. Shapes are those of GPT-2 124M, and matrices come from memory, as they do while a model runs, not from the
-cache.
+NAME is a module: matmul, threads, rows, attention, int8, passes, cache; or drafts, for what passes are expected to
+take; by default all, which takes some minutes. For each there is a table: what there is to choose from, times in
+microseconds with the least marked by *, and what the code has now. Shapes are those of GPT-2 124M, and matrices come
+from memory, as they do while a model runs, not from the cache.
 
 The ways take turns, and of each the least time counts, since other programs only ever add some. Where threads wait for
 each other, time is the clock's; elsewhere it is the processor's, divided by the number of threads, which other programs
@@ -28,7 +28,7 @@ from machine import describe_machine
 import npgpt2
 from npgpt2 import kernels, model
 from npgpt2.engine import Reading, Slots, Span, cache
-from npgpt2.kernels import attention, count_threads, int8, matmul, rows
+from npgpt2.kernels import attention, count_threads, int8, matmul, passes, rows
 from npgpt2.kernels.threads import THREAD_WORTH, multiplies_small_matrices, share, sharing
 from npgpt2.model import HParams, variable_shapes
 from npgpt2.weights.writer import write
@@ -259,6 +259,31 @@ def tune_passes():
                         lines.append((kind, time_passes(opened, N, alone)))
             del opened  # so that the folder can go, also on Windows
     print_table("passes.py: who does a pass. As now: what `kernels.sharing_work` chooses", lines)
+
+
+def tune_drafts():
+    """ROWS, BANDWIDTH, CALLS: passes of some rows of one sequence, by a model whose weights come from memory."""
+    wide, thin = HPARAMS._replace(n_vocab=1024), HPARAMS._replace(n_vocab=64, n_embd=48)
+    print("\npasses.py, now: " + ", ".join(f"{name} {getattr(passes, name):g}" for name in ("BANDWIDTH", "CALLS")))
+    with TemporaryDirectory() as folder:
+        for hparams in (thin, wide):
+            arrays = ((name, random(*shape) * np.float32(0.02)) for name, shape in variable_shapes(hparams).items())
+            path = Path(folder) / "model.npz"
+            write(path, hparams, arrays, None)
+            for dtype in (None, "int8"):
+                opened = npgpt2.load(path, dtype=dtype)
+                took = {N: time_passes(opened, N, True)["as now"] for N in passes.ROWS}
+                if hparams is thin:  # whose weights are nothing
+                    calls = took[1]
+                    print(f"{dtype or 'float32'}: CALLS {calls / hparams.n_layer:.1e}")
+                    continue
+                one = took[1] - calls
+                numbers = sum(array.size for array in opened.weights.values())
+                print(
+                    f"{dtype or 'float32'}: {numbers / one:.1e} numbers a second, for BANDWIDTH and INT8_BYTES; ROWS:"
+                )
+                print({N: round((seconds - calls) / one, 1) for N, seconds in took.items()}, "now", passes.ROWS)
+                del opened  # so that the folder can go, also on Windows
 
 
 def time_passes(opened, N, alone):

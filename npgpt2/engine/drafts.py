@@ -66,7 +66,7 @@ class Draft:
             return []
         start = self._first_seen(start, len(tokens) + number)
         unread = len(tokens) - start - count_shared(self._seen, tokens[start:])
-        if unread > TRIAL and self._drafting(unread) > most * self._saves(number, SUPPOSED):
+        if unread > TRIAL and self._reading(unread) > most * self._saves(number, SUPPOSED):
             return []  # a long prompt, and a short text
         self._start = start
         guesses: list[int] = []
@@ -120,15 +120,21 @@ class Draft:
         """
         rate = max(least, self._right / self._asked)
         came = sum(rate**i for i in range(number + 1))
-        return 1 - (self._checking[number] + number * self._drafting(1)) / came
+        return 1 - (self._checking[number] + number * self._drafting) / came
 
     @cached_property  # when both models are being used anyway
     def _checking(self) -> list[float]:
         """What the large model's passes of a token and 0, 1, 2 … guesses take, by that of a token alone."""
-        return [_seconds(*self._large, 1 + n) / _seconds(*self._large, 1) for n in range(MOST_GUESSES + 1)]
+        seconds = [_seconds(*self._large, 1 + n) for n in range(MOST_GUESSES + 1)]
+        return [each / seconds[0] for each in seconds]
 
-    def _drafting(self, rows: int) -> float:
-        """What the small model's pass of so many rows takes, by the large one's of a token."""
+    @cached_property
+    def _drafting(self) -> float:
+        """What the small model's pass of a token takes, by the large one's."""
+        return _seconds(self._matrices, self._hparams, 1) / _seconds(*self._large, 1)
+
+    def _reading(self, rows: int) -> float:
+        """What the small model's pass of so many tokens takes, by the large one's of one."""
         return _seconds(self._matrices, self._hparams, rows) / _seconds(*self._large, 1)
 
     def _first_seen(self, start: int, length: int) -> int:

@@ -12,8 +12,8 @@ from npgpt2.kernels.threads import THREAD_WORTH, multiplies_small_matrices, shar
 
 # What a pass of one row takes: weights come from memory at so many bytes a second, and the calls of each layer take so
 # many seconds. And how many times as long more rows take: `python tools/tune.py drafts` measures all three.
-BANDWIDTH, CALLS = 2e10, 1e-4
-ROWS = {1: 1.0, 2: 1.3, 4: 1.6, 8: 2.1, 16: 3.0, 32: 5.0, 128: 13.0, 512: 45.0}
+BANDWIDTH, CALLS = 2e10, 5e-5
+ROWS = {1: 1.0, 2: 1.3, 4: 1.6, 8: 2.1, 16: 2.8, 32: 4.5, 128: 13.0, 512: 45.0}
 # What a number in int8 takes, as bytes: widening it takes time too.
 INT8_BYTES = 2.7
 
