@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from npgpt2 import formulas, model
 from npgpt2.formulas import Array
-from npgpt2.samplers import Ids
+from npgpt2.study.distribution import EXACT, SHOWN, entries_of, group_bounds, token_characters
 from npgpt2.study.score import surprisal
 from npgpt2.study.template import allowed_sources, template
 from npgpt2.study.trace import Trace
@@ -28,10 +28,6 @@ from npgpt2.tokenizer import Tokenizer
 
 # Positions whose logits are looked at together, in float64: those of a whole text in 124M would take 400 kB a token.
 POSITIONS = 64
-# Of each distribution, the page shows so many tokens, has the logits of so many more, and of the rest the mean logits
-# of groups of neighbours in rank. With fewer groups, percentages were off by up to 4e-4 of themselves; with so many,
-# by 1e-4.
-SHOWN, EXACT, GROUPS = 40, 200, 256
 # At which temperatures the page's entropy is compared with the exact one.
 COMPARED = (0.5, 1.0, 2.0, 3.0)
 # Steps into which square roots of attention weights are rounded, finer ones first: the first that compress to so many
@@ -72,7 +68,7 @@ def make_report(trace: Trace, tokenizer: Tokenizer, name: str) -> str:
         "vocabulary": letters["V"],
         "steps_of_attention": levels,
         "letters": letters,
-        "texts": {token: _text(tokenizer, token) for token in used.tolist()},
+        "texts": {token: token_characters(tokenizer, token) for token in used.tolist()},
         "steps": steps,
         "sources": {kernel: _source(_function(kernel)) for part in steps for _, kernel, _ in part},
         "notes": _notes(arrays, letters["V"], levels, H, error),
@@ -135,11 +131,6 @@ def forward_steps(L: int, T: int, C: int, H: int, D: int, V: int) -> list[list[t
     ]
 
 
-def _text(tokenizer: Tokenizer, token: int) -> str:
-    """A token's bytes as characters; none for a row that no token has, which may be among the likeliest as well."""
-    return tokenizer.decode_bytes([token]).decode("latin-1") if token in tokenizer else ""
-
-
 def _function(kernel: str) -> Any:
     return getattr(formulas, kernel, None) or getattr(model, kernel)
 
@@ -163,7 +154,7 @@ def _distributions(trace: Trace) -> tuple[dict[str, npt.NDArray[Any]], float]:
     """What came at each position, and what could come after it; and how far off the page's entropies are, in bits."""
     T, V = trace.logits.shape
     exact = min(EXACT, V)
-    bounds = np.unique(np.geomspace(exact, V, GROUPS + 1).round().astype(np.intp))
+    bounds = group_bounds(V)
     sizes = np.diff(bounds)
     # What is behind each token; the last has nothing behind it, so that its own place is filled with any.
     targets = np.append(trace.tokens[1:], 0)
@@ -178,7 +169,7 @@ def _distributions(trace: Trace) -> tuple[dict[str, npt.NDArray[Any]], float]:
         order = np.argsort(-said, axis=1, kind="stable")
         likeliest[block] = order[:, :SHOWN]
         text_logits[block] = said[:, trace.tokens]
-        text_entries[block] = _entries(order, trace.tokens, bounds)
+        text_entries[block] = entries_of(order, trace.tokens, bounds)
         falling = np.take_along_axis(said, order, axis=1).astype(np.float64)
         logits[block] = falling[:, :exact]
         if len(sizes):
@@ -202,18 +193,6 @@ def _distributions(trace: Trace) -> tuple[dict[str, npt.NDArray[Any]], float]:
         "text_logits": np.where(before, text_logits, 0),
         "text_entries": np.where(before, text_entries, 0),
     }, error
-
-
-def _entries(order: Ids, tokens: Ids, bounds: Ids) -> Ids:
-    """Where the page has the logits of tokens: of the likeliest, by rank; then by the group that they are in.
-
-    order: (M, V), the vocabulary from the likeliest on · tokens: (T,) · bounds: the ranks at which groups begin, and
-    the one after the last → (M, T)
-    """
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
-    ranks = ranks[:, tokens]
-    return np.where(ranks < bounds[0], ranks, bounds[0] + np.searchsorted(bounds, ranks, side="right") - 1)
 
 
 def _entropy(falling: npt.NDArray[np.float64], sizes: npt.NDArray[Any], temperature: float) -> npt.NDArray[np.float64]:

@@ -1,0 +1,96 @@
+// Where the tree is kept, and how it leaves and comes back.
+
+import { add, emptyTree, graft, merge, parseTree, toJSON } from "./tree.js";
+import { parseAsked } from "./settings.js";
+
+const STORED = "npgpt2.tree", PAUSE = 250, MOST = 2e7, MOST_TEXT = 1e6;
+
+/** The tree in this browser's storage, which several tabs share: each saves what all of them wrote. */
+export class Store {
+  /** on: came(), another tab saved something · full(), there is no room */
+  constructor(on) {
+    Object.assign(this, { on, tree: emptyTree(), saved: null, timer: null, dropped: new Set() });
+    this.take(localStorage.getItem(STORED));
+    addEventListener("storage", event => {
+      if (event.key === STORED && this.take(event.newValue)) on.came();
+    });
+    addEventListener("pagehide", () => this.save());
+    document.addEventListener("visibilitychange", () => { if (document.hidden) this.save(); });
+  }
+
+  /** Add what storage has to what is here. What isn't a tree there is left alone until the next save. */
+  take(json) {
+    if (!json || json === this.saved) return false;
+    let stored;
+    try {
+      stored = parseTree(json, parseAsked);
+    } catch (error) {
+      console.warn(`What this browser had saved can't be read: ${error.message}`);
+      return false;
+    }
+    for (const id of this.dropped) delete stored.nodes[id];
+    merge(this.tree, stored);
+    return true;
+  }
+
+  /** Save in a moment. */
+  later() {
+    this.timer ??= setTimeout(() => this.save(), PAUSE);
+  }
+
+  save() {
+    clearTimeout(this.timer);
+    this.timer = null;
+    this.take(localStorage.getItem(STORED));
+    const json = toJSON(this.tree);
+    if (json === this.saved) return;
+    try {
+      localStorage.setItem(STORED, json);
+      this.saved = json;
+    } catch {
+      this.on.full();
+    }
+  }
+
+  /** Take out a node that nothing came of. */
+  drop(id) {
+    this.dropped.add(id);
+    delete this.tree.nodes[id];
+  }
+
+  clear() {
+    merge(this.tree, emptyTree(Date.now()));
+    this.save();
+  }
+}
+
+/** Have the browser save a file. */
+export function download(name, type, text) {
+  const link = make("a", { download: name, href: URL.createObjectURL(new Blob([text], { type })) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+/** Put a file's branches into the tree; Error says in a line why not. Returns the node to go to. */
+export async function openFile(file, tree) {
+  if (file.size > MOST) throw new Error(`${file.name} can't be opened: it is larger than ${MOST / 1e6} MB.`);
+  let text;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+  } catch {
+    throw new Error(`${file.name} can't be opened: it is not UTF-8.`);
+  }
+  if (!/\.json$/i.test(file.name)) {
+    if (text.length > MOST_TEXT) throw new Error(`${file.name} can't be opened: it is longer than a million characters.`);
+    return add(tree, { text: text.replace(/\r\n?/g, "\n"), kind: "import" });
+  }
+  let other;
+  try {
+    other = parseTree(text, parseAsked);
+  } catch (error) {
+    throw new Error(`${file.name} can't be opened: ${error.message}.`);
+  }
+  const ids = graft(tree, other);
+  if (!ids.length) throw new Error(`${file.name} can't be opened: there is nothing in it.`);
+  return ids.at(-1);
+}
