@@ -172,9 +172,9 @@ export class Desk {
   }
 
   /** Several at once, side by side. heads: what to write above each */
-  async open(title, variants, heads) {
+  async open(title, variants, heads, what = "") {
     const ids = await this.prepare(variants), seed = this.tree.nodes[ids[0]].asked.seed;
-    this.columns.open(title.replace("SEED", seed), ids.map((id, i) => ({ id, head: heads[i] })));
+    this.columns.open(title.replace("SEED", seed), ids.map((id, i) => ({ id, head: heads[i], what })));
     this.columns.focus();
     this.on.changed();
     await this.writer.write(ids);
@@ -182,12 +182,12 @@ export class Desk {
 
   several(count) {
     const each = [...Array(count).keys()];
-    return this.open(`${count} continuations`, each.map(offset => ({ offset })), each.map(i => `continuation ${i + 1}`));
+    return this.open(`${count} continuations`, each.map(offset => ({ offset })), each.map(i => `${i + 1}`), "continuation ");
   }
 
   ladder() {
-    const heads = LADDER.map(temperature => `temperature ${temperature}`);
-    return this.open("A ladder of temperatures, all with seed SEED", LADDER.map(temperature => ({ temperature })), heads);
+    const variants = LADDER.map(temperature => ({ temperature }));
+    return this.open("One prompt, one seed, SEED, by temperature", variants, LADDER.map(String), "temperature ");
   }
 
   /** Two settings, with one seed. */

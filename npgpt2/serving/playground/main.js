@@ -275,6 +275,11 @@ function cycleColour(value = COLOURS[(COLOURS.indexOf(colour) + 1) % COLOURS.len
   colour = value;
   $("colour").value = colour;
   localStorage.setItem("npgpt2.colour", colour);
+  const [least, most] = { surprisal: ["0 bits", "16 bits or more"], probability: ["0 %", "100 %"] }[colour] ?? ["", ""];
+  $("scale").hidden = colour === "off";
+  $("scale-colours").classList.toggle("cool", colour === "probability");
+  $("scale-least").textContent = least;
+  $("scale-most").textContent = most;
   draw();
 }
 

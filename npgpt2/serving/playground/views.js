@@ -12,16 +12,16 @@ export class Columns {
     cards.addEventListener("keydown", event => this.key(event));
   }
 
-  /** shown: [{id, head}], a node and what to write above it */
+  /** shown: [{id, head, what}], a node, what to write above it, and what that is of */
   open(title, shown) {
-    this.shown = shown.map(({ id, head }, i) => {
+    this.shown = shown.map(({ id, head, what = "" }, i) => {
       const text = make("div", { className: "text" });
       const how = make("p", { className: "how dim" });
       const button = make("button", { type: "button", className: "small", textContent: "Go on with this" });
-      button.setAttribute("aria-label", `go on with ${head}`);
+      button.setAttribute("aria-label", `go on with ${what}${head}`);
       button.addEventListener("click", () => this.take(id));
       const card = make("article", { className: "card", tabIndex: i ? -1 : 0 }, make("h3", { textContent: head }), text, how, button);
-      card.setAttribute("aria-label", head);
+      card.setAttribute("aria-label", `${what}${head}`);
       card.dataset.id = id;
       return { id, card, text, how };
     });
@@ -39,7 +39,8 @@ export class Columns {
       if (!node) continue;
       drawPieces(text, piecesOf(tree, id).filter(piece => piece.start >= node.keep), colour);
       const writing = isWriting(id), stands = node.finish === "stopped" ? ", stopped" : node.finish === "broken" ? ", broken off" : "";
-      how.textContent = `${counted(node.tokens.length)}${writing ? " …" : stands}${node.asked ? `, seed ${node.asked.seed}` : ""}`;
+      how.textContent = `${counted(node.tokens.length)}${writing ? " …" : stands}`;
+      how.title = node.asked ? `seed ${node.asked.seed}` : "";
       card.classList.toggle("writing", writing);
       card.classList.toggle("here", id === here);
     }

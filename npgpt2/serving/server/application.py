@@ -100,6 +100,8 @@ class App:
             "/detokenize": (POST, service.detokenize),
             "/tokenizer_info": (GET, service.tokenizer_info),
             "/inspect": (POST, service.inspect),
+            "/distribution": (POST, service.distribution),
+            "/together": (POST, service.together),
             "/health": (GET, service.health),
             "/metrics": (GET, service.tell_metrics),
             "/v1/chat/completions": ((*GET, *POST), service.chat),

@@ -17,7 +17,8 @@ from npgpt2.serving.chunks import Chunks
 from npgpt2.serving.protocol import BadRequest, Completion, UnknownModel, error_body, parse_completion
 from npgpt2.serving.server import metrics, pages, streams
 from npgpt2.serving.server.guard import Environ, Refused, parse_body, read_body
-from npgpt2.serving.server.loop import Full, Gone, Loop, Stopped
+from npgpt2.serving.server.loop import Full, Gone, Job, Loop, Stopped
+from npgpt2.serving.together import parse_together
 
 JSON = "application/json"
 # Characters of a text that is encoded for its tokens alone. So many of one word take half a second.
@@ -87,7 +88,16 @@ class Service:
 
     def completions(self, environ: Environ) -> Answer:
         # Nothing is kept of the body while it waits.
-        job = self.loop.submit(self._asked(environ), gone_of(environ))
+        return self._run(environ, self.loop.submit(self._asked(environ), gone_of(environ)))
+
+    def together(self, environ: Environ) -> Answer:
+        """Several requests in one stream, for the playground; see `parse_together`."""
+        data = read_body(environ)
+        with self._turn(environ):
+            asked = parse_together(parse_body(data), self.model, self.names)
+        return self._run(environ, self.loop.submit(asked, gone_of(environ)))
+
+    def _run(self, environ: Environ, job: Job) -> Answer:
         id, environ["npgpt2.job"] = environ["npgpt2.id"], job
         origin = self.origin._replace(created=int(time.time()))
         if job.completion.stream:
@@ -180,6 +190,17 @@ class Service:
 
     # ---- A look inside
 
+    def distribution(self, environ: Environ) -> Answer:
+        """What can come after a prompt, for the playground; see `next_place`."""
+        data = read_body(environ)
+        with self._turn(environ):
+            body = parse_body(data)
+            asked = {"prompt": body.get("prompt"), "logit_bias": body.get("logit_bias"), "max_tokens": 0}
+            completion = parse_completion(asked, self.model)
+        with self._looking_inside():
+            place = pages.next_place_of(self.model, completion.prompts[0], completion.settings["logit_bias"] or {})
+        return as_json(place)
+
     def inspect(self, environ: Environ) -> Answer:
         data = read_body(environ)
         with self._turn(environ):
@@ -190,13 +211,19 @@ class Service:
         if len(tokens) > pages.INSPECT_LIMIT:
             most = f"{pages.INSPECT_LIMIT} can be looked into"
             raise Refused(400, f"prompt has {len(tokens):,} tokens, of which {most}", "prompt")
+        with self._looking_inside():
+            page = pages.inspect_page(self.model, tokens, self.names[0])
+        return Answer(200, pages.TYPES["html"], page, [("Content-Security-Policy", pages.INSPECT_POLICY)])
+
+    @contextmanager
+    def _looking_inside(self) -> Iterator[None]:
+        """Wait until nobody else looks inside; `Full` where that takes long."""
         if not self._inspecting.acquire(timeout=INSPECT_PATIENCE):
             raise Full
         try:
-            page = pages.inspect_page(self.model, tokens, self.names[0])
+            yield
         finally:
             self._inspecting.release()
-        return Answer(200, pages.TYPES["html"], page, [("Content-Security-Policy", pages.INSPECT_POLICY)])
 
     def file(self, environ: Environ) -> Answer:
         found = pages.find_file(environ["PATH_INFO"][1:] or next(iter(pages.FILES)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from npgpt2.engine import end_tokens
 from npgpt2.files import read_packaged
+from npgpt2.study.distribution import next_place
 from npgpt2.study.template import allowed_sources
 
 if TYPE_CHECKING:
@@ -15,7 +17,12 @@ if TYPE_CHECKING:
 
 # The files there are, which no other can be asked for: by name, the package that they are in. `/` is the first.
 PLAYGROUND, STUDY = "npgpt2.serving.playground", "npgpt2.study"
-FILES = {"index.html": PLAYGROUND, "distribution.js": STUDY, "distribution.css": STUDY}
+SCRIPTS = ("main", "api", "branches", "copy", "desk", "editor", "files", "keys", "place", "settings", "theme", "tree")
+FILES = {
+    **dict.fromkeys(("index.html", "style.css", "icon.svg"), PLAYGROUND),
+    **dict.fromkeys((f"{name}.js" for name in (*SCRIPTS, "views", "writing")), PLAYGROUND),
+    **dict.fromkeys(("distribution.js", "distribution.css"), STUDY),
+}
 TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -59,6 +66,11 @@ def find_file(name: str) -> File | None:
         return None
     data = read_packaged(FILES[name], name)
     return File(data, TYPES[name.rpartition(".")[2]], f'"{sha256(data).hexdigest()[:16]}"')
+
+
+def next_place_of(model: GPT2, tokens: Sequence[int], biased: Iterable[int]) -> dict[str, Any]:
+    """What can come after a text; see `next_place`. biased: ids of tokens that a bias concerns"""
+    return next_place(model.next_logits([*tokens]), tokens, model.tokenizer, end_tokens(model), biased)
 
 
 def inspect_page(model: GPT2, tokens: Sequence[int], name: str) -> bytes:
