@@ -31,6 +31,7 @@ function headers(body) {
 
 /** An answer that is one, whatever it holds. body: sent as JSON, if there is one */
 export async function ask(path, body, signal) {
+  const used = sessionStorage.getItem(KEY);
   let response;
   try {
     const request = body ? { method: "POST", body: JSON.stringify(body) } : {};
@@ -41,14 +42,23 @@ export async function ask(path, body, signal) {
     throw new Gone();
   }
   if (response.ok) return response;
-  if (response.status === 401) {
-    const key = await server.askKey(Boolean(sessionStorage.getItem(KEY)));
-    if (key) {
-      sessionStorage.setItem(KEY, key);
-      return ask(path, body, signal);
-    }
+  if (response.status === 503) {
+    lose();
+    throw new Gone();
   }
+  if (response.status === 401 && await findKey(used)) return ask(path, body, signal);
   throw await refusal(response);
+}
+
+let asking = null;
+
+/** Have somebody give the key, once for all that want it. used: the one that wasn't right. Returns whether there is one. */
+async function findKey(used) {
+  if (sessionStorage.getItem(KEY) !== used) return true; // which came meanwhile
+  asking ??= server.askKey(used !== null).finally(() => { asking = null; });
+  const key = await asking;
+  if (key) sessionStorage.setItem(KEY, key);
+  return Boolean(key);
 }
 
 async function refusal(response) {
@@ -61,7 +71,6 @@ async function refusal(response) {
   const what = {
     401: "The server wants its key: reload the page to be asked for it again.",
     429: "The server has as many requests as it takes. Try again in a moment.",
-    503: "The server is being stopped. Start it again: this page goes on when it is back.",
   }[response.status];
   return new Refused(what ?? said, response.status);
 }
@@ -88,6 +97,10 @@ export async function* stream(path, body, signal) {
       if (data === "[DONE]") return;
       if (!data) continue; // a comment, which keeps the line open
       const said = JSON.parse(data);
+      if (/shutting down/.test(said.error?.message)) {
+        lose();
+        throw new Gone();
+      }
       if (said.error) throw new Refused(said.error.message, 500);
       yield said;
     }
@@ -112,7 +125,7 @@ async function comeBack() {
     try {
       await findModel();
     } catch (error) {
-      if (!(error instanceof Gone || error.status === 503)) throw error;
+      if (!(error instanceof Gone)) throw error;
     }
   }
 }
@@ -136,6 +149,7 @@ export async function findModel() {
     throw new Gone();
   }
   if (response.status === 401) response = await ask("v1/models");
+  if (response.status === 503) throw new Gone();
   if (!response.ok) throw await refusal(response);
   const [model] = (await response.json()).data;
   server.other = Boolean(server.model && identity(server.model) !== identity(model));

@@ -10,7 +10,8 @@ const HERE = "npgpt2.here", LAST = "npgpt2.last", PAUSE_IN_TYPING = 2000, MOST_S
 export class Desk {
   /** store, writer, settings, columns: see there · on: changed(), something is to be drawn · say(message), problems */
   constructor(store, writer, settings, columns, on) {
-    Object.assign(this, { store, writer, settings, columns, on, scores: new Map(), mine: new Set(), typed: 0, window: null });
+    Object.assign(this, { store, writer, settings, columns, on, scores: new Map(), mine: new Set(), typed: 0, window: null,
+      counted: null });
     const left = JSON.parse(sessionStorage.getItem(HERE) ?? "null") ?? { here: localStorage.getItem(LAST), past: [], future: [] };
     const known = id => id === null || Boolean(this.tree.nodes[id]);
     this.here = known(left.here) ? left.here : null;
@@ -101,8 +102,8 @@ export class Desk {
   async score() {
     const { text } = this;
     if (!text || this.scores.has(text) || !hasGap(this.pieces())) return;
-    const { from, window } = await fitting(text, 0);
-    this.window = window;
+    const { from, count, window } = await fitting(text, 0);
+    Object.assign(this, { window, counted: { text, count } });
     const pieces = (await score(text.slice(from))).map(piece => ({ ...piece, start: piece.start + from }));
     if (from) pieces.unshift({ start: 0, text: text.slice(0, from) });
     this.scores.set(text, pieces);

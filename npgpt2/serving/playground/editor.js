@@ -1,10 +1,13 @@
-// The text: a field to write in, over the same text drawn as tokens, whose colours shine through.
+// The text: a field to write in, and behind it the colours of its tokens.
 //
-// What the field shows is as long as the text itself, so that places in the one are places in the other: a carriage
-// return, which fields don't keep, is shown as its sign.
+// Where each token stands is measured in the same text, unseen, set in one piece as the field sets it. What both show is
+// as long as the text itself, so that places in one are places in the other: a carriage return, which fields don't keep,
+// is shown as its sign.
 
 const shownAs = text => text.replaceAll("\r", "␍");
 const MOST_BITS = 16;
+// Tokens that are measured anew before the first that changed: a word that grows can go to the next line.
+const BEFORE = 40;
 
 /** How strongly a token is coloured, from 0 to 1, and in which of the two colours. */
 export function heatOf(logprob, colour) {
@@ -35,6 +38,66 @@ export function drawPieces(into, pieces, colour) {
   while (into.children.length > pieces.length) into.lastChild.remove();
 }
 
+/** The colours behind a text: a mark for each token, and for each line that it stands on. */
+class Marks {
+  constructor(behind) {
+    Object.assign(this, { behind, text: document.createTextNode(""), layer: make("div", { className: "marks" }), marks: [],
+      pieces: [], colour: "off" });
+    behind.append(this.text, this.layer);
+    new ResizeObserver(() => this.draw(this.text.nodeValue, this.pieces, this.colour, 0)).observe(behind);
+  }
+
+  /** text: as it is shown · first: from which piece on all is measured anew; by default what changed */
+  draw(text, pieces, colour, first = this.firstChange(pieces)) {
+    if (this.text.nodeValue !== text) this.text.nodeValue = text;
+    const from = Math.max(0, first - BEFORE), measured = first < pieces.length ? this.measure(pieces, from) : [];
+    for (const marks of this.marks.splice(first < pieces.length ? from : pieces.length)) for (const mark of marks) mark.remove();
+    const made = measured.map((places, i) => places.map(place => this.mark(place, from + i)));
+    this.marks.push(...made);
+    this.layer.append(...made.flat());
+    Object.assign(this, { pieces, colour });
+    this.layer.classList.toggle("cool", colour === "probability");
+    this.marks.forEach((marks, i) => {
+      const heat = heatOf(pieces[i].logprob, colour).toFixed(3);
+      for (const mark of marks) if (mark.dataset.heat !== heat) {
+        mark.dataset.heat = heat;
+        mark.style.setProperty("--heat", heat);
+      }
+    });
+  }
+
+  firstChange(pieces) {
+    const same = (a, b) => a && b && a.id === b.id && a.start === b.start && a.text === b.text;
+    const at = pieces.findIndex((piece, i) => !same(piece, this.pieces[i]));
+    return at < 0 ? pieces.length : at;
+  }
+
+  measure(pieces, from) {
+    const range = document.createRange(), origin = this.behind.getBoundingClientRect();
+    return pieces.slice(from).map(({ id, start, text }) => {
+      if (id === undefined || !text) return [];
+      range.setStart(this.text, start);
+      range.setEnd(this.text, start + text.length);
+      const found = [...range.getClientRects()], wide = found.filter(({ width }) => width > 0.5);
+      if (wide.length > 1 && /^\s/.test(text)) wide.shift(); // the space that is left behind at the end of a line
+      return (wide.length ? wide : found.slice(0, 1)).map(({ left, top, width, height }) =>
+        ({ left: left - origin.left, top: top - origin.top, width: Math.max(width, 5), height }));
+    });
+  }
+
+  mark({ left, top, width, height }, at) {
+    const mark = make("span", { className: "token" });
+    mark.dataset.at = at;
+    Object.assign(mark.style, { left: `${left}px`, top: `${top - 3}px`, width: `${width}px`, height: `${height + 6}px` });
+    return mark;
+  }
+
+  /** The first mark of a piece. */
+  of(at) {
+    return this.marks[at]?.[0] ?? null;
+  }
+}
+
 export class Editor {
   /**
    * field: the textarea · behind: what is drawn under it
@@ -42,7 +105,7 @@ export class Editor {
    * point(at, span) and leave(), for the pointer and tokens · tap(at, span), for a finger
    */
   constructor(field, behind, on) {
-    Object.assign(this, { field, behind, on, text: "", pieces: [], colour: "off", composing: false, waiting: null });
+    Object.assign(this, { field, on, text: "", pieces: [], composing: false, waiting: null, marks: new Marks(behind) });
     field.addEventListener("input", () => this.edited());
     field.addEventListener("compositionstart", () => { this.composing = true; });
     field.addEventListener("compositionend", () => {
@@ -73,7 +136,7 @@ export class Editor {
 
   spanUnder(event) {
     return document.elementsFromPoint(event.clientX, event.clientY)
-      .find(element => element.parentElement === this.behind && element.className === "token") ?? null;
+      .find(element => element.parentElement === this.marks.layer) ?? null;
   }
 
   /** Where the caret is in the text. */
@@ -88,7 +151,7 @@ export class Editor {
   }
 
   spanOf(at) {
-    return this.behind.children[at] ?? null;
+    return this.marks.of(at);
   }
 
   /** Show a text. The caret stays where it is, or at the end if it was there. caret: where it goes instead */
@@ -98,7 +161,7 @@ export class Editor {
       return;
     }
     this.waiting = null;
-    const { field } = this, shown = shownAs(text);
+    const { field } = this, shown = shownAs(text), follows = this.seesEnd();
     if (field.value !== shown) {
       const { selectionStart: start, selectionEnd: end, scrollTop } = field, atEnd = end === field.value.length;
       field.value = shown;
@@ -107,9 +170,18 @@ export class Editor {
       if (place === null) field.setSelectionRange(Math.min(start, shown.length), Math.min(end, shown.length));
       else field.setSelectionRange(place, place);
     } else if (caret !== null) field.setSelectionRange(caret, caret);
-    Object.assign(this, { text, pieces, colour });
-    drawPieces(this.behind, pieces, colour);
+    Object.assign(this, { text, pieces });
+    this.marks.draw(shown, pieces, colour);
     this.under = null;
+    if (follows) this.marks.layer.lastElementChild?.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Whether the caret stands at the end, and that can be seen: then it is to be seen as well when the text grows. */
+  seesEnd() {
+    const { field } = this, last = this.marks.layer.lastElementChild;
+    if (!last || field.selectionStart !== field.value.length) return false;
+    const end = last.getBoundingClientRect().bottom, sheet = field.parentElement.getBoundingClientRect();
+    return end <= sheet.bottom + 40 && end <= innerHeight + 40;
   }
 
   /** Find out what somebody changed, and tell. */

@@ -113,9 +113,8 @@ function draw() {
   drawing = true;
   requestAnimationFrame(() => {
     drawing = false;
-    const { text } = desk, moved = drawn !== null && drawn !== desk.here;
-    editor.show(text, desk.pieces(), colour);
-    if (moved && !writer.isWriting(desk.here)) choices.close();
+    editor.show(desk.text, desk.pieces(), colour);
+    if (drawn !== desk.here) choices.close();
     drawn = desk.here;
     branches.draw(store.tree, desk.here, id => writer.isWriting(id));
     columns.draw(store.tree, desk.here, colour, id => writer.isWriting(id));
@@ -133,8 +132,9 @@ function draw() {
 function drawFigures() {
   const pieces = desk.pieces(), known = pieces.every(piece => piece.id !== undefined), figures = writer.figures();
   const parts = [];
-  if (desk.window && known) parts.push(["used", `${number(pieces.length)} of ${number(desk.window)} tokens`]);
-  else if (desk.window) parts.push(["used", `… of ${number(desk.window)} tokens`]);
+  const count = known ? pieces.length : desk.counted?.text === desk.text ? desk.counted.count : null;
+  if (desk.window) parts.push(["used", `${count === null ? "…" : number(count)} of ${number(desk.window)} tokens`]);
+  if (count > desk.window) parts.push(["cut", "the model reads the last of them"]);
   if (figures) {
     if (figures.speed) parts.push(["speed", `${number(Math.round(figures.speed))} tokens/s`]);
     parts.push(["wait", `first token after ${Math.round(1000 * figures.wait)} ms`]);
@@ -227,11 +227,12 @@ async function copyAs() {
   $("copy-list").replaceChildren(...Object.entries(WAYS).map(([name, make_]) => {
     const text = make_(asked, prompt, where), button = make("button", { type: "button", className: "small", textContent: "Copy" });
     button.setAttribute("aria-label", `copy ${name}`);
-    button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(text);
-      button.textContent = "Copied";
-    });
     const code = make("pre", { textContent: text, tabIndex: 0 });
+    button.addEventListener("click", async () => {
+      getSelection().selectAllChildren(code); // to be copied by hand, where the browser doesn't let a page do that
+      await navigator.clipboard?.writeText(text);
+      button.textContent = navigator.clipboard ? "Copied" : "Selected";
+    });
     code.dataset.way = name;
     return make("section", {}, make("div", { className: "head" }, make("h3", { textContent: name }), button), code);
   }));
@@ -298,6 +299,9 @@ function keepAsA() {
   setTimeout(() => { $("keep").textContent = "Keep as A"; }, 1500);
 }
 
+/** Not in a field that has an undo of its own. */
+const inText = event => event.target === editor.field || !/^(INPUT|TEXTAREA)$/.test(event.target.tagName);
+
 const ACTIONS = [
   { keys: ["Control+Enter"], what: "write on", button: "write", run: () => run(() => desk.write()) },
   { keys: ["Escape"], what: "close what is open, or stop writing", button: "stop",
@@ -305,8 +309,8 @@ const ACTIONS = [
     run: event => event.type === "click" ? writer.stop()
       : choices.open ? choices.close(true) : writer.busy ? writer.stop() : columns.close() },
   { keys: ["Alt+KeyP"], what: "what else could have come where the caret is", run: () => showChoicesHere() },
-  { keys: ["Control+KeyZ"], what: "undo", button: "undo", run: () => desk.undo() },
-  { keys: ["Control+Shift+KeyZ", "Control+KeyY"], what: "redo", button: "redo", run: () => desk.redo() },
+  { keys: ["Control+KeyZ"], what: "undo", button: "undo", when: inText, run: () => desk.undo() },
+  { keys: ["Control+Shift+KeyZ", "Control+KeyY"], what: "redo", button: "redo", when: inText, run: () => desk.redo() },
   { keys: ["Control+Shift+Enter"], what: "several continuations side by side", button: "several",
     run: () => run(() => desk.several(Number($("count").value))) },
   { keys: ["Alt+KeyL"], what: "the ladder of temperatures", button: "ladder", run: () => run(() => desk.ladder()) },

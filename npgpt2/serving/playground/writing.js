@@ -61,7 +61,7 @@ export class Writer {
           await this.read(run);
           break;
         } catch (error) {
-          if (!(error instanceof Gone || error.status === 503)) throw error;
+          if (!(error instanceof Gone)) throw error;
           if (await this.another(run)) throw new Refused("Another model answers now. What was being written stays as it is.");
           run.at.fill(0);
         }
