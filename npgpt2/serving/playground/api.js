@@ -1,5 +1,7 @@
 // The server: questions, streams, and what to say when it isn't there.
 
+import { ofTab } from "./storage.js";
+
 /** What the server refused, or couldn't do. message: for whoever sits before the page · status: HTTP's */
 export class Refused extends Error {
   constructor(message, status = 0) {
@@ -25,13 +27,13 @@ export const server = {
 const KEY = "npgpt2.key";
 
 function headers(body) {
-  const key = sessionStorage.getItem(KEY);
+  const key = ofTab.get(KEY);
   return { ...(body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
 }
 
 /** An answer that is one, whatever it holds. body: sent as JSON, if there is one */
 export async function ask(path, body, signal) {
-  const used = sessionStorage.getItem(KEY);
+  const used = ofTab.get(KEY);
   let response;
   try {
     const request = body ? { method: "POST", body: JSON.stringify(body) } : {};
@@ -54,10 +56,10 @@ let asking = null;
 
 /** Have somebody give the key, once for all that want it. used: the one that wasn't right. Returns whether there is one. */
 async function findKey(used) {
-  if (sessionStorage.getItem(KEY) !== used) return true; // which came meanwhile
+  if (ofTab.get(KEY) !== used) return true; // which came meanwhile
   asking ??= server.askKey(used !== null).finally(() => { asking = null; });
   const key = await asking;
-  if (key) sessionStorage.setItem(KEY, key);
+  if (key) ofTab.set(KEY, key);
   return Boolean(key);
 }
 

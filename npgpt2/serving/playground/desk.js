@@ -4,6 +4,7 @@ import { fitting, score, server } from "./api.js";
 import { add, change, children, cut, keptBy, pathTo, siblings, textOf } from "./tree.js";
 import { LADDER } from "./views.js";
 import { SAMPLERS } from "./settings.js";
+import { lasting, ofTab } from "./storage.js";
 
 const HERE = "npgpt2.here", LAST = "npgpt2.last", PAUSE_IN_TYPING = 2000, MOST_STEPS = 500, MOST_SCORES = 60;
 
@@ -12,7 +13,7 @@ export class Desk {
   constructor(store, writer, settings, columns, on) {
     Object.assign(this, { store, writer, settings, columns, on, scores: new Map(), mine: new Set(), typed: 0, window: null,
       counted: null });
-    const left = JSON.parse(sessionStorage.getItem(HERE) ?? "null") ?? { here: localStorage.getItem(LAST), past: [], future: [] };
+    const left = ofTab.json(HERE) ?? { here: lasting.get(LAST), past: [], future: [] };
     const known = id => id === null || Boolean(this.tree.nodes[id]);
     this.here = known(left.here) ? left.here : null;
     this.past = left.past.filter(known);
@@ -44,9 +45,9 @@ export class Desk {
 
   remember() {
     const { here, past, future } = this;
-    sessionStorage.setItem(HERE, JSON.stringify({ here, past, future }));
-    if (here === null) localStorage.removeItem(LAST);
-    else localStorage.setItem(LAST, here);
+    ofTab.set(HERE, JSON.stringify({ here, past, future }));
+    if (here === null) lasting.remove(LAST);
+    else lasting.set(LAST, here);
   }
 
   undo() {
@@ -202,6 +203,7 @@ export class Desk {
 
   /** What has the same parent, beside each other. */
   together() {
+    if (this.here === null) return;
     const all = siblings(this.tree, this.here);
     const head = (id, i) => this.tree.nodes[id].name || `${i + 1} of ${all.length}`;
     this.columns.open("Siblings", all.map((id, i) => ({ id, head: head(id, i) })));

@@ -8,6 +8,8 @@ const shownAs = text => text.replaceAll("\r", "␍");
 const MOST_BITS = 16;
 // Tokens that are measured anew before the first that changed: a word that grows can go to the next line.
 const BEFORE = 40;
+// Milliseconds.
+const JUST_NOW = 500;
 
 /** How strongly a token is coloured, from 0 to 1, and in which of the two colours. */
 export function heatOf(logprob, colour) {
@@ -101,11 +103,11 @@ class Marks {
 export class Editor {
   /**
    * field: the textarea · behind: what is drawn under it
-   * on: edit(keep, text), somebody changed what follows the first `keep` characters · place(at), the caret moved ·
+   * on: edit(keep, text), somebody changed what follows the first `keep` characters · place(), the caret moved ·
    * point(at, span) and leave(), for the pointer and tokens · tap(at, span), for a finger
    */
   constructor(field, behind, on) {
-    Object.assign(this, { field, on, text: "", pieces: [], composing: false, waiting: null, marks: new Marks(behind) });
+    Object.assign(this, { field, on, text: "", pieces: [], composing: false, waiting: null, tapped: -JUST_NOW, marks: new Marks(behind) });
     field.addEventListener("input", () => this.edited());
     field.addEventListener("compositionstart", () => { this.composing = true; });
     field.addEventListener("compositionend", () => {
@@ -114,16 +116,19 @@ export class Editor {
       if (this.waiting) this.show(...this.waiting);
     });
     document.addEventListener("selectionchange", () => {
-      if (document.activeElement === field) on.place(this.caret());
+      // A tap moves the caret as well, and says so a little later.
+      if (document.activeElement === field && performance.now() - this.tapped > JUST_NOW) on.place();
     });
     field.addEventListener("pointermove", event => {
       if (event.buttons || event.pointerType === "touch") return;
       this.pointed(this.spanUnder(event));
     });
     field.addEventListener("pointerleave", () => this.pointed(null));
-    field.addEventListener("pointerup", event => {
-      const span = event.pointerType === "touch" ? this.spanUnder(event) : null;
-      if (span) setTimeout(() => { if (field.selectionStart === field.selectionEnd) on.tap(Number(span.dataset.at), span); });
+    field.addEventListener("click", event => {
+      const span = event.pointerType === "touch" && field.selectionStart === field.selectionEnd ? this.spanUnder(event) : null;
+      if (!span) return;
+      this.tapped = performance.now();
+      on.tap(Number(span.dataset.at), span);
     });
   }
 

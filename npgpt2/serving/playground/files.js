@@ -2,17 +2,18 @@
 
 import { add, emptyTree, graft, merge, parseTree, toJSON } from "./tree.js";
 import { parseAsked } from "./settings.js";
+import { lasting } from "./storage.js";
 
 const STORED = "npgpt2.tree", PAUSE = 250, MOST = 2e7, MOST_TEXT = 1e6;
 
 /** The tree in this browser's storage, which several tabs share: each saves what all of them wrote. */
 export class Store {
-  /** on: came(), another tab saved something · full(), there is no room */
-  constructor(on) {
-    Object.assign(this, { on, tree: emptyTree(), saved: null, timer: null, dropped: new Set() });
-    this.take(localStorage.getItem(STORED));
+  /** came: called when another tab saved something */
+  constructor(came) {
+    Object.assign(this, { tree: emptyTree(), saved: null, timer: null, dropped: new Set() });
+    this.take(lasting.get(STORED));
     addEventListener("storage", event => {
-      if (event.key === STORED && this.take(event.newValue)) on.came();
+      if (event.key === STORED && this.take(event.newValue)) came();
     });
     addEventListener("pagehide", () => this.save());
     document.addEventListener("visibilitychange", () => { if (document.hidden) this.save(); });
@@ -41,15 +42,9 @@ export class Store {
   save() {
     clearTimeout(this.timer);
     this.timer = null;
-    this.take(localStorage.getItem(STORED));
+    this.take(lasting.get(STORED));
     const json = toJSON(this.tree);
-    if (json === this.saved) return;
-    try {
-      localStorage.setItem(STORED, json);
-      this.saved = json;
-    } catch {
-      this.on.full();
-    }
+    if (json !== this.saved && lasting.set(STORED, json)) this.saved = json;
   }
 
   /** Take out a node that nothing came of. */

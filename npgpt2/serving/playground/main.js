@@ -9,19 +9,20 @@ import { download, openFile, Store } from "./files.js";
 import { drawKeys, listen, nameOf } from "./keys.js";
 import { Choices, Places } from "./place.js";
 import { Settings } from "./settings.js";
-import { cut, toJSON } from "./tree.js";
+import { lasting, ofTab, problems } from "./storage.js";
+import { toJSON } from "./tree.js";
 import { Columns } from "./views.js";
 import { askedBy, Writer } from "./writing.js";
 
 const $ = id => document.getElementById(id);
 const HOVER = 300, SOON = 250, COLOURS = ["off", "probability", "surprisal"];
-let colour = localStorage.getItem("npgpt2.colour") ?? "surprisal", kept = JSON.parse(localStorage.getItem("npgpt2.a") ?? "null");
+let colour = lasting.get("npgpt2.colour") ?? "surprisal", kept = lasting.json("npgpt2.a");
 let drawing = false, drawn = null;
 
 // ---- What the page is made of
 
-const store = new Store({ came: () => draw(), full: () => say("This browser has no room left for more: save the tree as a file, "
-  + "and have the page forget it (Files).") });
+problems.full = () => say("This browser keeps nothing more: save the tree as a file, and have the page forget it (Files).");
+const store = new Store(() => draw());
 const writer = new Writer(() => store.tree, {
   grown: draw,
   changed: draw,
@@ -38,7 +39,7 @@ const writer = new Writer(() => store.tree, {
   },
 });
 const settings = new Settings({ first: $("first"), more: $("more") },
-  { stop: $("stops"), bias: $("bias"), ends: $("ends"), seed: $("seed"), fixed: $("fixed") }, () => drawPlace());
+  { stop: $("stops"), bias: $("bias"), ends: $("ends"), seed: $("seed"), fixed: $("fixed") }, () => { drawPlace(); soon(); });
 const columns = new Columns($("columns"), $("columns-title"), $("cards"), id => {
   desk.go(id);
   editor.focus(desk.text.length);
@@ -153,15 +154,18 @@ function drawFigures() {
 
 // ---- What comes at a place
 
-let place = null, actual, waiting = null, asking = null;
+let place = null, actual, waiting = null, asking = null, turn = 0;
 
 /** A little later, once nobody types or moves, ask what isn't known of what is shown. */
 function soon() {
+  const mine = ++turn;
+  $("place").setAttribute("aria-busy", "true");
   clearTimeout(waiting);
-  waiting = setTimeout(() => {
-    if (writer.isWriting(desk.here) || server.gone || !server.model) return;
-    run(() => desk.score());
-    run(showPlace);
+  waiting = setTimeout(async () => {
+    if (!writer.isWriting(desk.here) && !server.gone && server.model) {
+      await Promise.all([run(() => desk.score()), run(showPlace)]);
+    }
+    if (mine === turn) $("place").setAttribute("aria-busy", "false");
   }, SOON);
 }
 
@@ -221,7 +225,7 @@ async function lookInside() {
 
 async function copyAs() {
   const { node, prompt, next } = await desk.request(), asked = askedBy(node);
-  const where = { base: new URL(".", location).href, key: Boolean(sessionStorage.getItem("npgpt2.key")) };
+  const where = { base: new URL(".", location).href, key: Boolean(ofTab.get("npgpt2.key")) };
   $("copy-what").textContent = next ? "What Write would ask for now, with the settings and the seed that are shown."
     : "Each gives once more what was written here last: the same request, with the same seed.";
   $("copy-list").replaceChildren(...Object.entries(WAYS).map(([name, make_]) => {
@@ -275,7 +279,7 @@ $("inspect-dialog").addEventListener("close", () => $("inspect-place").replaceCh
 function cycleColour(value = COLOURS[(COLOURS.indexOf(colour) + 1) % COLOURS.length]) {
   colour = value;
   $("colour").value = colour;
-  localStorage.setItem("npgpt2.colour", colour);
+  lasting.set("npgpt2.colour", colour);
   const [least, most] = { surprisal: ["0 bits", "16 bits or more"], probability: ["0 %", "100 %"] }[colour] ?? ["", ""];
   $("scale").hidden = colour === "off";
   $("scale-colours").classList.toggle("cool", colour === "probability");
@@ -288,12 +292,12 @@ function turnTheme() {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const next = (root.dataset.theme ?? (dark ? "dark" : "light")) === "dark" ? "light" : "dark";
   root.dataset.theme = next;
-  localStorage.setItem("npgpt2.theme", next);
+  lasting.set("npgpt2.theme", next);
 }
 
 function keepAsA() {
   kept = structuredClone(settings.values);
-  localStorage.setItem("npgpt2.a", JSON.stringify(kept));
+  lasting.set("npgpt2.a", JSON.stringify(kept));
   $("spoken").textContent = "kept as A";
   $("keep").textContent = "Kept as A";
   setTimeout(() => { $("keep").textContent = "Keep as A"; }, 1500);
@@ -321,9 +325,9 @@ const ACTIONS = [
   { keys: ["Alt+ArrowDown"], what: "on to what followed", run: () => desk.down() },
   { keys: ["Alt+ArrowLeft"], what: "the sibling before", run: () => desk.beside(-1) },
   { keys: ["Alt+ArrowRight"], what: "the sibling after", run: () => desk.beside(1) },
-  { keys: ["Alt+KeyG"], what: "siblings side by side", button: "together", when: () => desk.here !== null, run: () => desk.together() },
+  { keys: ["Alt+KeyG"], what: "siblings side by side", button: "together", run: () => desk.together() },
   { keys: ["Alt+KeyN"], what: "a new text", button: "new", run: () => { desk.begin(); editor.focus(); } },
-  { keys: ["Alt+KeyM"], what: "name this branch", button: "rename", when: () => desk.here !== null, run: () => branches.name(desk.here) },
+  { keys: ["Alt+KeyM"], what: "name this branch", button: "rename", run: () => branches.name(desk.here) },
   { keys: ["Alt+KeyT"], what: "to the tree: arrows go about in it, Enter names", run: () => branches.focus() },
   { keys: ["Alt+KeyE"], what: "to the text", run: () => editor.focus() },
   { keys: ["Alt+KeyS"], what: "to the settings", run: () => $("range-temperature").focus() },

@@ -102,11 +102,11 @@ export class Choices {
     const row = make("button", { type: "button", className: "choice", tabIndex: -1 },
       make("span", { className: "label mono", textContent: label }),
       make("span", { className: "value before", textContent: percent(before) }),
-      make("span", { className: "value after", textContent: after ? percent(after) : "cut off" }));
+      make("span", { className: "value after", textContent: after === undefined ? "…" : after ? percent(after) : "cut off" }));
     row.style.setProperty("--share", before);
     row.dataset.id = id;
     row.classList.toggle("actual", piece?.id === id);
-    row.classList.toggle("cut", !after);
+    row.classList.toggle("cut", after === 0);
     row.disabled = text === null;
     if (text === null) row.title = "only a part of a character, which can't be put in by itself";
     row.addEventListener("click", () => this.choose(at, choice));

@@ -1,5 +1,7 @@
 // What a text is written with: the sliders and fields, and the request that they make.
 
+import { lasting } from "./storage.js";
+
 // By the names of the requests. least, most: of the slider; from, to: of what may be typed, where that is more.
 export const SAMPLERS = {
   max_tokens: { label: "length", least: 1, most: 256, to: 4096, step: 1, value: 64, off: null, says: "tokens at most" },
@@ -96,7 +98,7 @@ export class Settings {
   constructor(into, fields, onChange) {
     Object.assign(this, { fields, onChange, values: { ...DEFAULTS, ...OTHERS }, rows: {} });
     for (const [name, sampler] of Object.entries(SAMPLERS)) this.addRow(name, sampler, into);
-    this.set(parseSettings(JSON.parse(localStorage.getItem(STORED) ?? "null")), false);
+    this.set(parseSettings(lasting.json(STORED)), false);
     fields.stop.addEventListener("input", () => this.set({ stop: readStops(fields.stop.value) }, true, fields.stop));
     fields.ends.addEventListener("input", () => this.set({ ignore_eos: fields.ends.checked }));
     fields.bias.addEventListener("input", () => {
@@ -133,7 +135,7 @@ export class Settings {
   /** Take over some settings. from: the element that somebody is just using, which is left as it is */
   set(values, tell = true, from = null) {
     Object.assign(this.values, values);
-    localStorage.setItem(STORED, JSON.stringify(this.values));
+    lasting.set(STORED, JSON.stringify(this.values));
     this.draw(from);
     if (tell) this.onChange();
   }

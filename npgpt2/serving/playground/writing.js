@@ -2,6 +2,7 @@
 
 import { Gone, Refused, stream, topOf, whenBack } from "./api.js";
 import { bodyOf } from "./settings.js";
+import { ofTab } from "./storage.js";
 import { change, children, keptBy } from "./tree.js";
 
 const STORED = "npgpt2.writing";
@@ -32,12 +33,12 @@ export class Writer {
 
   /** Nodes that were being written when the page was left: they are asked for again, and go on. */
   resume() {
-    const left = JSON.parse(sessionStorage.getItem(STORED) ?? "[]").filter(id => this.tree().nodes[id]?.asked);
+    const left = (ofTab.json(STORED) ?? []).filter(id => this.tree().nodes[id]?.asked);
     if (left.length) this.write(left);
   }
 
   remember() {
-    sessionStorage.setItem(STORED, JSON.stringify([...this.runs].flatMap(run => [...run.open])));
+    ofTab.set(STORED, JSON.stringify([...this.runs].flatMap(run => [...run.open])));
     this.on.changed();
   }
 

@@ -20,7 +20,7 @@ PLAYGROUND, STUDY = "npgpt2.serving.playground", "npgpt2.study"
 SCRIPTS = ("main", "api", "branches", "copy", "desk", "editor", "files", "keys", "place", "settings", "theme", "tree")
 FILES = {
     **dict.fromkeys(("index.html", "style.css", "icon.svg"), PLAYGROUND),
-    **dict.fromkeys((f"{name}.js" for name in (*SCRIPTS, "views", "writing")), PLAYGROUND),
+    **dict.fromkeys((f"{name}.js" for name in (*SCRIPTS, "storage", "views", "writing")), PLAYGROUND),
     **dict.fromkeys(("distribution.js", "distribution.css"), STUDY),
 }
 TYPES = {
