@@ -6,7 +6,6 @@ shows is compared with what the library gives for the same text, settings and se
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -26,27 +25,16 @@ from npgpt2.sampling import Sampling, log_softmax
 
 pytest.importorskip("selenium", reason="needs selenium, which drives the browser")
 pytest.importorskip("waitress", reason="needs waitress, which serves the page")
-from pages import ActionChains, Keys, Select, WebDriverWait, assert_percent, contrasts, find, find_all, label
+from pages import ActionChains, Keys, Select, assert_percent, contrasts, label
+from playground import ROOT, Page, serving
 
-ROOT = Path(npgpt2.__file__).parents[1]
 PROMPT = "There was once a King who had a daughter"
-HOSTILE = """</textarea><script>window.run = 1</script><img src=x onerror="window.run = 2">'; touch hacked; echo '$(touch hacked)"""
+HOSTILE = (
+    '</textarea><script>window.run = 1</script><img src=x onerror="window.run = 2">'
+    "'; touch hacked; echo '$(touch hacked)"
+)
 # What no shell, no terminal and no literal may take for its own.
 AWKWARD = 'It\'s "100%" `touch hacked` $HOME !! \\n \\ ünï 中 \U0001f600\n\tand \x1b[31m\u202e\u200b then'
-
-
-@contextlib.contextmanager
-def serving(*options, port=0, env=()):
-    """A server of its own; its process and its address."""
-    command = [sys.executable, "-m", "npgpt2", "serve", "--port", str(port), *options]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), **dict(env)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ)
-    try:
-        yield process, re.search(r"http://\S+", process.stdout.readline())[0]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -58,127 +46,6 @@ def address():
 @pytest.fixture(scope="module")
 def storyteller():
     return npgpt2.load()
-
-
-class Page:
-    """The page in a tab of the browser, and what one does with it."""
-
-    def __init__(self, browser, address):
-        self.browser, self.address = browser, address
-
-    def open(self, settings=None):
-        """With nothing saved but these settings."""
-        for log in ("browser", "performance"):
-            self.browser.get_log(log)  # of the page before
-        stored = json.dumps(json.dumps({"max_tokens": 12, "temperature": 0.7} | (settings or {})))
-        source = f"localStorage.clear(); sessionStorage.clear(); localStorage['npgpt2.settings'] = {stored}"
-        first = self.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
-        self.browser.get(self.address)
-        self.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", first)
-        return self
-
-    def ready(self):
-        """Wait until the page knows what there is."""
-        self.until("return document.body?.dataset.ready")
-        return self
-
-    def load(self):
-        self.browser.get(self.address)
-        self.ready()
-
-    def run(self, script, *arguments):
-        return self.browser.execute_script(script, *arguments)
-
-    def until(self, what, *arguments, seconds=60):
-        """Wait until a script, or a function, gives something true, and return that."""
-        check = what if callable(what) else lambda: self.run(what, *arguments)
-        return WebDriverWait(self.browser, seconds, poll_frequency=0.05).until(lambda _: check())
-
-    def find(self, css):
-        return find(self.browser, css)
-
-    def all(self, css):
-        return find_all(self.browser, css)
-
-    def click(self, css):
-        self.find(css).click()
-
-    def press(self, *keys):
-        """Keys held down together, wherever the focus is."""
-        actions = ActionChains(self.browser)
-        for key in keys[:-1]:
-            actions.key_down(key)
-        actions.send_keys(keys[-1])
-        for key in reversed(keys[:-1]):
-            actions.key_up(key)
-        actions.perform()
-
-    def type(self, text):
-        self.find("#text").send_keys(text)
-
-    def seed(self, seed):
-        self.find("#seed").clear()
-        self.find("#seed").send_keys(str(seed))
-
-    @property
-    def text(self):
-        return self.run("return document.getElementById('text').value")
-
-    def written(self):
-        """Wait until the model doesn't write any more."""
-        self.until("return document.getElementById('stop').disabled && !document.getElementById('write').disabled")
-
-    def write(self, seed=7):
-        """Have it written on with a seed; returns what came."""
-        self.seed(seed)
-        before, count = self.text, len(self.tree())
-        self.click("#write")
-        self.until(lambda: len(self.tree()) > count)
-        self.written()
-        self.until(lambda: self.text.startswith(before) and self.text != before)
-        return self.text[len(before) :]
-
-    def known(self):
-        """Wait until all tokens of the text have their probability, and what comes next is shown."""
-        self.until("return document.getElementById('place').getAttribute('aria-busy') === 'false'")
-
-    def tree(self):
-        """The rows of the tree: what each says, at which depth, and whether it is the one that is shown."""
-        return self.run(
-            "return [...document.querySelectorAll('#tree li')].map(row => [row.querySelector('.said')?.textContent,"
-            " Number(row.style.getPropertyValue('--depth')), row.getAttribute('aria-selected') === 'true'])"
-        )
-
-    def here(self):
-        return next(said for said, _, chosen in self.tree() if chosen)
-
-    def marks(self):
-        """The tokens that are coloured: by number, how strongly."""
-        found = self.run(
-            "return [...document.querySelectorAll('.marks .token')].map(mark => [mark.dataset.at, mark.dataset.heat])"
-        )
-        return {int(at): float(heat) for at, heat in found}
-
-    def cards(self):
-        return self.run(
-            "return [...document.querySelectorAll('.card')].map(card => [card.querySelector('h3').textContent,"
-            " card.querySelector('.text').textContent, card.classList.contains('writing')])"
-        )
-
-    def notice(self):
-        return self.find("#notice").text
-
-    def saved(self):
-        """The tree as it is saved."""
-        return self.run("return JSON.parse(localStorage['npgpt2.tree'] ?? '{\"nodes\": {}}').nodes")
-
-    def slide(self, name, value):
-        """By typing the number."""
-        if not self.find(f"#number-{name}").is_displayed():
-            self.click("#others > summary")
-        field = self.find(f"#number-{name}")
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(str(value))
 
 
 ALLOWED = []
@@ -402,10 +269,11 @@ def test_colours_lie_behind_their_words(page):
     page.known()
     assert page.run(
         """
-        const field = document.getElementById("text"), copy = document.createElement("div"), at = field.getBoundingClientRect();
-        const { font, fontKerning, fontFamily, fontSize, lineHeight, padding, letterSpacing, wordSpacing } = getComputedStyle(field);
-        Object.assign(copy.style, { fontFamily, fontSize, lineHeight, padding, letterSpacing, wordSpacing, position: "absolute",
-          whiteSpace: "pre-wrap", overflowWrap: "break-word", left: `${at.left}px`, top: `${at.top}px`, width: `${at.width}px` });
+        const field = document.getElementById("text"), copy = document.createElement("div");
+        const { left, top, width } = field.getBoundingClientRect();
+        const { fontFamily, fontSize, lineHeight, padding } = getComputedStyle(field);
+        Object.assign(copy.style, { fontFamily, fontSize, lineHeight, padding, position: "absolute",
+          overflowWrap: "break-word", whiteSpace: "pre-wrap", left: `${left}px`, top: `${top}px`, width: `${width}px` });
         copy.textContent = field.value;
         document.body.append(copy);
         const off = [...document.querySelectorAll(".marks .token")].map(mark => {
@@ -743,14 +611,16 @@ def test_several_continuations_are_written_at_once(page, storyteller, way):
     page.until(lambda: len(page.cards()) == count)
     page.written()
     expected = [generate(storyteller, PROMPT, seed=5 + i) for i in range(count)]
-    page.until(lambda: [text for _, text, _ in page.cards()] == expected)
+    page.until(lambda: not any(writing for *_, writing in page.cards()))
+    shown = [text for _, text, _ in page.cards()]
+    assert_alike(shown, expected)
     if way == "button":
         page.all(".card button")[2].click()
     else:
         page.press(Keys.ARROW_RIGHT)
         page.press(Keys.ARROW_RIGHT)
         page.press(Keys.ENTER)
-    page.until(lambda: page.text == PROMPT + expected[2])
+    page.until(lambda: page.text == PROMPT + shown[2])
 
 
 @pytest.mark.parametrize("way", ["button", "keys"])
@@ -926,7 +796,7 @@ BROKEN = {
     "an array": [1],
     "a later version": tree_of() | {"version": 2},
     "nothing": tree_of(),
-    "no ids": tree_of(**{"__proto__": NODE}),
+    "no ids": tree_of(__proto__=NODE),
     "a parent that isn't there": tree_of(**{A: NODE | {"parent": B}}),
     "a parent that is none": tree_of(**{A: NODE | {"parent": "constructor"}}),
     "a circle": tree_of(**{A: NODE | {"parent": B}, B: NODE | {"parent": A}}),
@@ -960,16 +830,14 @@ def test_what_is_wrong_in_a_request_of_a_file_is_left_out(page, tmp_path, storyt
     asked = {"max_tokens": 5, "temperature": "0; touch hacked", "seed": 1, "from": 0, "model": "m"}
     hostile = {"stop": ["'; touch hacked; '"], "logit_bias": {"1; touch": 3, "5": 1}, "top_k": "9", "ignore_eos": "x"}
     asked_well = asked | {"temperature": 0.5} | hostile
-    for given, kept in ((asked, None), (asked_well, {"stop": hostile["stop"], "logit_bias": {"5": 1}, "top_k": 0})):
+    kept_of_it = {"stop": hostile["stop"], "logit_bias": {"5": 1}, "top_k": 0, "ignore_eos": False}
+    for count, (given, kept) in enumerate([(asked, None), (asked_well, kept_of_it)], 1):
         (tmp_path / "x.json").write_text(json.dumps(tree_of(**{A: NODE | {"kind": "write", "asked": given}})))
         page.press(Keys.ALT, "f")
         page.find("#file").send_keys(str(tmp_path / "x.json"))
         page.until(lambda: page.text == "x")
-        nodes = page.until(lambda: [*page.saved().values()])
-        found = page.until(lambda: [node for node in page.saved().values() if bool(node.get("asked")) == bool(kept)])
-        assert nodes
-        if kept:
-            assert {name: found[-1]["asked"][name] for name in kept} == kept
+        node = page.until(lambda count=count: len(page.saved()) == count and [*page.saved().values()][-1])
+        assert (node.get("asked") and {name: node["asked"][name] for name in kept}) == kept
 
 
 def test_a_browser_without_room_says_what_to_do(page):
@@ -1000,7 +868,8 @@ def test_the_text_of_random_trees_is_that_of_a_naive_way(page):
         page.browser.execute_async_script(
             """
         const done = arguments[arguments.length - 1];
-        import("/tree.js").then(({ add, change, emptyTree, freshId, graft, merge, parseTree, piecesOf, textOf, toJSON }) => {
+        import("/tree.js").then(tree_ => {
+          const { add, change, emptyTree, graft, merge, parseTree, piecesOf, textOf, toJSON } = tree_;
           let state = 1;
           const random = n => (state = (state * 48271) % 2147483647) % n;
           const wrong = [];
@@ -1235,20 +1104,23 @@ def test_the_list_of_keys_is_what_has_keys(page):
     )
     buttons = {key.replace("Control", "Ctrl").replace("Escape", "Esc") for keys in named for key in keys.split()}
     assert buttons <= set(shown)
+    page.slide("max_tokens", 1)
+    page.press(Keys.ALT, "e")
     # All keys there could be, of which those that do something are kept from the browser.
     page.type("x")
     page.until(lambda: len(page.tree()) == 2)
     script = """
     const codes = [..."ABCDEFGHIJKLMNOPQRSTUVWXYZ"].map(letter => [`Key${letter}`, letter.toLowerCase(), letter]);
-    for (const [key, name] of [["Enter", "Enter"], ["Escape", "Esc"], ["ArrowUp", "↑"], ["ArrowDown", "↓"], ["ArrowLeft", "←"],
-      ["ArrowRight", "→"], ["?", "?"], ["F1", "F1"], ["Home", "Home"]]) codes.push([key, key, name]);
+    const others = { Enter: "Enter", Escape: "Esc", ArrowUp: "↑", ArrowDown: "↓", ArrowLeft: "←", ArrowRight: "→",
+      "?": "?", F1: "F1", Home: "Home" };
+    for (const [key, name] of Object.entries(others)) codes.push([key, key, name]);
     const found = [];
     HTMLDialogElement.prototype.showModal = () => {};
     for (const held of [[], ["Ctrl"], ["Alt"], ["Shift"], ["Ctrl", "Shift"], ["Ctrl", "Alt"], ["Alt", "Shift"]]) {
       for (const [code, key, name] of codes) {
         document.getElementById("columns").hidden = false;
-        const event = new KeyboardEvent("keydown", { code, key, ctrlKey: held.includes("Ctrl"), altKey: held.includes("Alt"),
-          shiftKey: held.includes("Shift"), cancelable: true, bubbles: true });
+        const event = new KeyboardEvent("keydown", { code, key, cancelable: true, bubbles: true,
+          ctrlKey: held.includes("Ctrl"), altKey: held.includes("Alt"), shiftKey: held.includes("Shift") });
         document.body.dispatchEvent(event);
         if (event.defaultPrevented) found.push([...held, name].join("+"));
       }
@@ -1270,7 +1142,7 @@ def test_everything_is_reached_by_tab(page):
         page.press(Keys.TAB)
         reached.add(page.run("return document.activeElement.id"))
     ids = page.run(
-        "return [...document.querySelectorAll('main button, main input, main select, main textarea, header button, header select')]"
+        "return [...document.querySelectorAll('button, input, select, textarea')].filter(e => !e.closest('dialog'))"
         ".filter(e => e.offsetParent && !e.disabled && e.id).map(e => e.id)"
     )
     assert set(ids) - reached == set()
@@ -1355,11 +1227,7 @@ def test_text_stands_out_from_what_it_is_printed_on(page, screen, scheme):
     page.press(Keys.ESCAPE)
     for colour in ("surprisal", "probability"):
         Select(page.find("#colour")).select_by_value(colour)
-        page.run("for (const mark of document.querySelectorAll('.token')) mark.style.setProperty('--heat', 1)")
-        page.run(
-            "for (const mark of document.querySelectorAll('.marks .token'))"
-            " mark.style.color = getComputedStyle(document.getElementById('text')).color"
-        )
+        page.run("document.styleSheets[1].insertRule('.token { --heat: 1 !important; color: var(--ink) !important; }')")
         for css in (".marks .token", ".card .token"):
             if (least := min(contrasts(page.browser, css, ".sheet"))) < 4.5:
                 low[f"{css} {colour}"] = round(least, 2)
