@@ -1,42 +1,15 @@
-"""What the tests of the playground do with it: a server of its own, and the page in a tab of the browser.
+"""What the tests of the playground do with it: the page in a tab of the browser. Needs selenium."""
 
-Needs selenium, and waitress for the server.
-"""
-
-import contextlib
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 from pages import ActionChains, Keys, WebDriverWait, find, find_all
-
-import npgpt2
-
-ROOT = Path(npgpt2.__file__).parents[1]
-
-
-@contextlib.contextmanager
-def serving(*options, port=0, env=()):
-    """A server of its own; its process and its address."""
-    command = [sys.executable, "-m", "npgpt2", "serve", "--port", str(port), *options]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), **dict(env)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ)
-    try:
-        yield process, re.search(r"http://\S+", process.stdout.readline())[0]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 class Page:
     """The page in a tab of the browser, and what one does with it."""
 
-    def __init__(self, browser, address):
-        self.browser, self.address = browser, address
+    def __init__(self, browser, port):
+        self.browser, self.address = browser, f"http://127.0.0.1:{port}"
 
     def open(self, settings=None):
         """With nothing saved but these settings."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asking import serving
 
 import npgpt2
 from npgpt2.engine import end_tokens
@@ -26,7 +26,7 @@ from npgpt2.sampling import Sampling, log_softmax
 pytest.importorskip("selenium", reason="needs selenium, which drives the browser")
 pytest.importorskip("waitress", reason="needs waitress, which serves the page")
 from pages import ActionChains, Keys, Select, assert_percent, contrasts, label
-from playground import ROOT, Page, serving
+from playground import Page
 
 PROMPT = "There was once a King who had a daughter"
 HOSTILE = (
@@ -38,9 +38,9 @@ AWKWARD = 'It\'s "100%" `touch hacked` $HOME !! \\n \\ ünï 中 \U0001f600\n\ta
 
 
 @pytest.fixture(scope="module")
-def address():
-    with serving() as (_, address):
-        yield address
+def port():
+    with serving() as served:
+        yield served.port
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def expected():
 
 
 @pytest.fixture
-def page(browser, address, expected):
-    opened = Page(browser, address).open()
+def page(browser, port, expected):
+    opened = Page(browser, port).open()
     opened.ready()
     yield opened
     lines = [entry["message"] for entry in browser.get_log("browser")]
@@ -273,7 +273,8 @@ def test_colours_lie_behind_their_words(page):
         const { left, top, width } = field.getBoundingClientRect();
         const { fontFamily, fontSize, lineHeight, padding } = getComputedStyle(field);
         Object.assign(copy.style, { fontFamily, fontSize, lineHeight, padding, position: "absolute",
-          overflowWrap: "break-word", whiteSpace: "pre-wrap", left: `${left}px`, top: `${top}px`, width: `${width}px` });
+          overflowWrap: "break-word", whiteSpace: "pre-wrap" });
+        Object.assign(copy.style, { left: `${left}px`, top: `${top}px`, width: `${width}px` });
         copy.textContent = field.value;
         document.body.append(copy);
         const off = [...document.querySelectorAll(".marks .token")].map(mark => {
@@ -924,7 +925,7 @@ def shell(tmp_path):
     """A folder in which commands run, with `npgpt2` and a Python that has openai."""
     (tmp_path / "npgpt2").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m npgpt2 "$@"\n')
     (tmp_path / "npgpt2").chmod(0o755)
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     environ |= {"NPGPT2_API_KEY": "key", "NO_PROXY": "127.0.0.1", "LC_ALL": "C.UTF-8"}
 
     def run(*command):
@@ -1028,18 +1029,17 @@ REFUSED = r"net::ERR_CONNECTION_REFUSED"
 
 def test_a_server_that_is_gone_is_said_to_be_and_the_text_goes_on_when_it_is_back(browser, storyteller, expected):
     port = free_port()
-    with serving("--grace", "0", port=port) as (process, address):
-        page = Page(browser, address).open({"max_tokens": 120}).ready()
+    with serving("--grace", 0, "--port", port) as served:
+        page = Page(browser, served.port).open({"max_tokens": 120}).ready()
         page.type(PROMPT)
         page.seed(7)
         page.click("#write")
         page.until(lambda: len(page.text) > len(PROMPT) + 20)
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        assert served.end() == 0
         page.until(lambda: "npgpt2 serve" in page.notice())
         typed = page.text
         assert len(typed) > len(PROMPT)
-    with serving(port=port):
+    with serving("--port", port):
         page.until(lambda: page.text == PROMPT + generate(storyteller, PROMPT, length=120))
         page.written()
         page.until(lambda: not page.notice())
@@ -1050,15 +1050,15 @@ def test_a_server_that_is_gone_is_said_to_be_and_the_text_goes_on_when_it_is_bac
 
 def test_another_model_that_answers_is_noticed(browser, tiny, expected):
     port = free_port()
-    with serving(port=port) as (process, address):
-        page = Page(browser, address).open().ready()
+    with serving("--port", port) as served:
+        page = Page(browser, served.port).open().ready()
         page.type(PROMPT)
         page.known()
-        process.kill()
-        process.wait(30)
+        served.process.kill()
+        served.process.wait(30)
     page.click("#write")
     page.until(lambda: "npgpt2 serve" in page.notice())
-    with serving("-m", str(tiny), port=port):
+    with serving("-m", tiny, "--port", port):
         page.until(lambda: page.notice() == "Another model answers now: tiny.")
         assert page.find("#model").text == "tiny"
         assert page.text == PROMPT
@@ -1068,8 +1068,8 @@ def test_another_model_that_answers_is_noticed(browser, tiny, expected):
 
 def test_a_key_is_asked_for_where_one_is_needed(browser, storyteller):
     """A browser notes in its console whatever is answered with 401."""
-    with serving(env={"NPGPT2_API_KEY": "sesame"}) as (_, address):
-        page = Page(browser, address).open()
+    with serving(env={"NPGPT2_API_KEY": "sesame"}) as served:
+        page = Page(browser, served.port).open()
         for key in ("wrong", "sesame"):
             page.until(
                 "return document.getElementById('key-dialog')?.open && document.getElementById('key').value === ''"

@@ -17,7 +17,7 @@ from npgpt2.serving.chunks import Chunks
 from npgpt2.serving.protocol import BadRequest, Completion, UnknownModel, error_body, parse_completion
 from npgpt2.serving.server import metrics, pages, streams
 from npgpt2.serving.server.guard import Environ, Refused, parse_body, read_body
-from npgpt2.serving.server.loop import Full, Gone, Job, Loop, Stopped
+from npgpt2.serving.server.loop import Full, Gone, Loop, Stopped
 from npgpt2.serving.together import parse_together
 
 JSON = "application/json"
@@ -87,17 +87,15 @@ class Service:
     # ---- Completions
 
     def completions(self, environ: Environ) -> Answer:
-        # Nothing is kept of the body while it waits.
-        return self._run(environ, self.loop.submit(self._asked(environ), gone_of(environ)))
+        return self._complete(environ, parse_completion)
 
     def together(self, environ: Environ) -> Answer:
         """Several requests in one stream, for the playground; see `parse_together`."""
-        data = read_body(environ)
-        with self._turn(environ):
-            asked = parse_together(parse_body(data), self.model, self.names)
-        return self._run(environ, self.loop.submit(asked, gone_of(environ)))
+        return self._complete(environ, parse_together)
 
-    def _run(self, environ: Environ, job: Job) -> Answer:
+    def _complete(self, environ: Environ, parse: Callable[..., Completion]) -> Answer:
+        # Nothing is kept of the body while it waits.
+        job = self.loop.submit(self._asked(environ, parse), gone_of(environ))
         id, environ["npgpt2.job"] = environ["npgpt2.id"], job
         origin = self.origin._replace(created=int(time.time()))
         if job.completion.stream:
@@ -111,10 +109,10 @@ class Service:
             job.cancel()
         return as_json(answer(job.completion, job.requests, self.model.tokenizer, origin, id))
 
-    def _asked(self, environ: Environ) -> Completion:
+    def _asked(self, environ: Environ, parse: Callable[..., Completion]) -> Completion:
         data = read_body(environ)
         with self._turn(environ):
-            return parse_completion(parse_body(data), self.model, names=self.names)
+            return parse(parse_body(data), self.model, names=self.names)
 
     @contextmanager
     def _turn(self, environ: Environ) -> Iterator[None]:
@@ -197,6 +195,8 @@ class Service:
             body = parse_body(data)
             asked = {"prompt": body.get("prompt"), "logit_bias": body.get("logit_bias"), "max_tokens": 0}
             completion = parse_completion(asked, self.model)
+            if len(completion.prompts) > 1:
+                raise Refused(400, f"prompt is {len(completion.prompts)} prompts, where one is expected", "prompt")
         with self._looking_inside():
             place = pages.next_place_of(self.model, completion.prompts[0], completion.settings["logit_bias"] or {})
         return as_json(place)
