@@ -26,6 +26,7 @@ def main() -> None:
         "npgpt2 interactive": "continues what you write",
         "npgpt2 download 124M": "fetches OpenAI's smallest GPT-2, once: 498 MB",
         "npgpt2 interactive -m 124M": "asks that instead",
+        "npgpt2 serve --open": "opens a page to write on; takes waitress: pip install waitress",
     }.items():
         print(f"    {command:<29} {what}")
 

@@ -140,7 +140,8 @@ function drawFigures() {
     if (figures.speed) parts.push(["speed", `${number(Math.round(figures.speed))} tokens/s`]);
     parts.push(["wait", `first token after ${Math.round(1000 * figures.wait)} ms`]);
   }
-  const asked = desk.here === null ? null : store.tree.nodes[desk.here].asked;
+  const { asked, finish } = store.tree.nodes[desk.here] ?? {};
+  if (finish === "stop") parts.push(["end", "the model ended the text, or a stop did"]);
   if (asked) parts.push(["with", `temperature ${asked.temperature}, seed ${asked.seed}`]);
   const key = JSON.stringify(parts);
   if ($("figures").dataset.key === key) return;
