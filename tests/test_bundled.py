@@ -13,6 +13,7 @@ import pytest
 import npgpt2
 from npgpt2.model import HParams, variable_shapes
 from npgpt2.models import BUNDLED_FILE, MODELS, installed_models
+from npgpt2.serving.server import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,6 +116,7 @@ def test_the_wheel_holds_the_package_and_the_model_with_its_vocabulary_and_nothi
             assert {"hparams.json", "encoder.json", "vocab.bpe"} <= set(model.namelist())
     about = f"npgpt2-{npgpt2.__version__}.dist-info/"
     package = {f"npgpt2/{path.relative_to(ROOT / 'npgpt2').as_posix()}" for path in (ROOT / "npgpt2").rglob("*.py")}
+    package |= {f"{folder.replace('.', '/')}/{name}" for name, folder in pages.FILES.items()}
     package |= {
         "npgpt2/py.typed",
         "npgpt2/README.md",

@@ -264,5 +264,8 @@ def test_the_hook_brings_along_all_that_is_no_code(setup):
     hook = runpy.run_path(str(PACKAGE / "_plugins" / "hook-npgpt2.py"))
     brought = {f"{folder}/{Path(path).name}" for path, folder in hook["datas"]}
     data = setup["options.package_data"].items()
-    assert brought == {f"{name.replace('.', '/')}/{file}" for name, files in data for file in files.split(", ")}
+    patterns = [f"{name.replace('.', '/')}/{file}" for name, files in data for file in files.split(", ")]
+    found = [set(PACKAGE.parent.glob(pattern)) for pattern in patterns]
+    assert all(found)
+    assert brought == {path.relative_to(PACKAGE.parent).as_posix() for path in set().union(*found)}
     assert all(Path(path).is_file() for path, _ in hook["datas"])
