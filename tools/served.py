@@ -23,9 +23,12 @@ def served(folder, _):
     """What many clients get together, and how long one waits that joins them."""
     model = npgpt2.load(folder / "model.npz")
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(0, model.hparams.n_vocab, CONTEXT).tolist() for _ in range(CLIENTS)]
 
-    def library():
+    def random_prompts(count, length):
+        """New ones each time, since a server remembers what it has read."""
+        return rng.integers(0, model.hparams.n_vocab, (count, length)).tolist()
+
+    def library(prompts):
         engine = npgpt2.Engine(model, CLIENTS)
         for number, prompt in enumerate(prompts):
             engine.submit(prompt, length=LENGTH, temperature=1, seed=number, ignore_eot=True)
@@ -35,12 +38,13 @@ def served(folder, _):
     with serving(folder / "model.npz", CLIENTS + 1) as port:
         ours, theirs, waits = [], [], []
         for _ in range(TIMES + 1):  # the first doesn't count
-            theirs.append(CLIENTS * LENGTH / seconds(library))
+            prompts = random_prompts(CLIENTS, CONTEXT)
+            theirs.append(CLIENTS * LENGTH / seconds(library, prompts))
             start = perf_counter()
             streams = at_once(port, [body(prompt, LENGTH, number) for number, prompt in enumerate(prompts)])
             ours.append(sum(map(len, streams)) / (max(times[-1] for times in streams) - start))
         for _ in range(TIMES):
-            waits.append(joining(port, prompts, rng.integers(0, model.hparams.n_vocab, JOINING).tolist()))
+            waits.append(joining(port, random_prompts(CLIENTS, CONTEXT), *random_prompts(1, JOINING)))
     figure = f"{CLIENTS} clients of `npgpt2 serve`, beside an engine"
     yield figure, "tokens/s", {"npgpt2": median(ours[1:]), "beside": median(theirs[1:])}
     first, between = (median(values) for values in zip(*waits, strict=True))
