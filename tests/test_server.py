@@ -191,7 +191,7 @@ def test_200_clients_of_16_slots_are_answered_or_told_to_wait(tiny):
         statuses = [answer.status for _, answer in answers]
         assert len(statuses) == 200
         assert set(statuses) <= {200, 429}
-        assert statuses.count(200) >= 80
+        assert statuses.count(200) >= 64
         for number, answer in answers:
             if answer.status == 429:
                 assert answer.headers["Retry-After"] == "1"
