@@ -18,7 +18,7 @@ SLOW = """
 import time
 from npgpt2.engine import Engine
 def slow(self, step=Engine.step):
-    time.sleep(0.004)
+    time.sleep(0.002)
     return step(self)
 Engine.step = slow
 """
