@@ -11,12 +11,14 @@ class Page:
     def __init__(self, browser, port):
         self.browser, self.address = browser, f"http://127.0.0.1:{port}"
 
-    def open(self, settings=None):
-        """With nothing saved but these settings."""
+    def open(self, settings=None, tree=None):
+        """With nothing saved but these settings, and what stands in the place of a tree."""
         for log in ("browser", "performance"):
             self.browser.get_log(log)  # of the page before
         stored = json.dumps(json.dumps({"max_tokens": 12, "temperature": 0.7} | (settings or {})))
         source = f"localStorage.clear(); sessionStorage.clear(); localStorage['npgpt2.settings'] = {stored}"
+        if tree is not None:
+            source += f"; localStorage['npgpt2.tree'] = {json.dumps(tree)}"
         first = self.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
         self.browser.get(self.address)
         self.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", first)

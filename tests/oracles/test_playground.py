@@ -636,7 +636,7 @@ def test_the_ladder_shows_one_prompt_and_one_seed_at_eight_temperatures_streamed
     else:
         page.press(Keys.ALT, "l")
     page.until(lambda: sum(writing and bool(text) for _, text, writing in page.cards()) == 8)
-    assert "seed, 1" in page.find("#columns-title").text
+    assert "one seed (1)" in page.find("#columns-title").text
     page.written()
     temperatures = [0, 0.5, 0.7, 1, 1.1, 1.2, 1.3, 100]
     expected = [generate(storyteller, PROMPT, 24, temperature, 1) for temperature in temperatures]
@@ -848,6 +848,16 @@ def test_a_browser_without_room_says_what_to_do(page):
     page.type("x")
     page.until(lambda: "save the tree as a file" in page.notice())
     page.write()
+
+
+def test_what_is_saved_and_cannot_be_read_is_kept_aside(page):
+    later = json.dumps(tree_of() | {"version": 2})
+    page.open(tree=later).ready()
+    said = "What this browser had saved can't be read: its version is 2, not 1. It is kept aside."
+    page.until(lambda: page.notice() == said)
+    page.type(PROMPT)
+    page.until(lambda: page.saved())
+    assert page.run("return localStorage['npgpt2.tree.unread']") == later
 
 
 def test_forgetting_everything_asks_first(page):

@@ -165,27 +165,25 @@ export async function findModel() {
 
 // ---- Questions about a text
 
+// Characters that are looked at of the end of a text: more than fit into any model's window.
+const LONGEST = 100000;
+
 /** Its tokens, and how many the model takes. */
 export const tokenize = async (prompt, signal) => (await ask("tokenize", { prompt }, signal)).json();
 
 /**
  * The end of a text that fits the model's window with so many more tokens: what the model is given to read.
- * Returns the place where it begins, and how many tokens it has.
+ * Returns the place where it begins, how many tokens the text has, null where that are too many to count, and how many
+ * the model takes.
  */
 export async function fitting(text, more, signal) {
-  const { count, tokens, max_model_len: window } = await tokenize(text, signal);
+  const end = text.slice(-LONGEST), { count, tokens, max_model_len: window } = await tokenize(end, signal);
   const room = Math.max(1, window - more);
   if (count <= room) return { from: 0, count, window };
-  const { prompt } = await (await ask("detokenize", { tokens: tokens.slice(-room) }, signal)).json();
-  const from = text.length - prompt.length;
-  // Where the cut went through a character, the text can't be found again by its length: begin a little later.
-  return { from: text.endsWith(prompt) ? from : await laterStart(text, tokens.slice(-room), signal), count, window };
-}
-
-async function laterStart(text, tokens, signal) {
-  for (let skip = 1; skip < 8; skip++) {
-    const { prompt } = await (await ask("detokenize", { tokens: tokens.slice(skip) }, signal)).json();
-    if (text.endsWith(prompt)) return text.length - prompt.length;
+  // Where the cut goes through a character, what is left isn't the text's end: begin a little later.
+  for (let skip = 0; skip < 8; skip++) {
+    const { prompt } = await (await ask("detokenize", { tokens: tokens.slice(skip - room) }, signal)).json();
+    if (text.endsWith(prompt)) return { from: text.length - prompt.length, count: end === text ? count : null, window };
   }
   throw new Refused("The text is longer than the model's window, and its end can't be cut off: shorten it.");
 }

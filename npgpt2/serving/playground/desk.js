@@ -189,7 +189,7 @@ export class Desk {
 
   ladder() {
     const variants = LADDER.map(temperature => ({ temperature }));
-    return this.open("One prompt, one seed, SEED, by temperature", variants, LADDER.map(String), "temperature ");
+    return this.open("By temperature: one prompt, one seed (SEED)", variants, LADDER.map(String), "temperature ");
   }
 
   /** Two settings, with one seed. */

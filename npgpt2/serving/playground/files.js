@@ -8,9 +8,9 @@ const STORED = "npgpt2.tree", PAUSE = 250, MOST = 2e7, MOST_TEXT = 1e6;
 
 /** The tree in this browser's storage, which several tabs share: each saves what all of them wrote. */
 export class Store {
-  /** came: called when another tab saved something */
-  constructor(came) {
-    Object.assign(this, { tree: emptyTree(), saved: null, timer: null, dropped: new Set() });
+  /** came: called when another tab saved something · unread: where what was saved can't be read, with why */
+  constructor(came, unread) {
+    Object.assign(this, { unread, tree: emptyTree(), saved: null, timer: null, dropped: new Set() });
     this.take(lasting.get(STORED));
     addEventListener("storage", event => {
       if (event.key === STORED && this.take(event.newValue)) came();
@@ -19,14 +19,15 @@ export class Store {
     document.addEventListener("visibilitychange", () => { if (document.hidden) this.save(); });
   }
 
-  /** Add what storage has to what is here. What isn't a tree there is left alone until the next save. */
+  /** Add what storage has to what is here. What isn't a tree there, as one of a later version, is kept aside. */
   take(json) {
     if (!json || json === this.saved) return false;
     let stored;
     try {
       stored = parseTree(json, parseAsked);
     } catch (error) {
-      console.warn(`What this browser had saved can't be read: ${error.message}`);
+      lasting.set(`${STORED}.unread`, json);
+      this.unread(error.message);
       return false;
     }
     for (const id of this.dropped) delete stored.nodes[id];
@@ -55,6 +56,7 @@ export class Store {
 
   clear() {
     merge(this.tree, emptyTree(Date.now()));
+    lasting.remove(`${STORED}.unread`);
     this.save();
   }
 }

@@ -8,21 +8,21 @@ import { Editor } from "./editor.js";
 import { download, openFile, Store } from "./files.js";
 import { drawKeys, listen, nameOf } from "./keys.js";
 import { Choices, Places } from "./place.js";
-import { Settings } from "./settings.js";
+import { parseSettings, Settings } from "./settings.js";
 import { lasting, ofTab, problems } from "./storage.js";
 import { toJSON } from "./tree.js";
 import { Columns } from "./views.js";
 import { askedBy, Writer } from "./writing.js";
 
 const $ = id => document.getElementById(id);
-const HOVER = 300, SOON = 250, COLOURS = ["off", "probability", "surprisal"];
-let colour = lasting.get("npgpt2.colour") ?? "surprisal", kept = lasting.json("npgpt2.a");
+const A = "npgpt2.a", HOVER = 300, SOON = 250, INSPECTED = 512, COLOURS = ["off", "probability", "surprisal"];
+let colour = lasting.get("npgpt2.colour") ?? "surprisal", kept = lasting.json(A);
 let drawing = false, drawn = null;
 
 // ---- What the page is made of
 
 problems.full = () => say("This browser keeps nothing more: save the tree as a file, and have the page forget it (Files).");
-const store = new Store(() => draw());
+const store = new Store(() => draw(), why => say(`What this browser had saved can't be read: ${why}. It is kept aside.`));
 const writer = new Writer(() => store.tree, {
   grown: draw,
   changed: draw,
@@ -75,7 +75,6 @@ function say(message) {
 /** Do something that asks the server, and say what is wrong. A server that is gone says so by itself. */
 async function run(action) {
   try {
-    if (!server.gone) say("");
     return await action();
   } catch (error) {
     if (error.name !== "AbortError" && !(error instanceof Gone)) say(error.message);
@@ -85,7 +84,9 @@ async function run(action) {
 
 server.onChange = () => {
   $("dot").classList.toggle("gone", server.gone);
-  say(server.gone ? new Gone().message : server.other ? `Another model answers now: ${server.model.id}.` : "");
+  if (server.gone) say(new Gone().message);
+  else if (server.other) say(`Another model answers now: ${server.model.id}.`);
+  else if ($("notice").textContent === new Gone().message) say("");
   if (server.other) {
     places.forget();
     desk.forgetScores();
@@ -135,7 +136,7 @@ function drawFigures() {
   const parts = [];
   const count = known ? pieces.length : desk.counted?.text === desk.text ? desk.counted.count : null;
   if (desk.window) parts.push(["used", `${count === null ? "…" : number(count)} of ${number(desk.window)} tokens`]);
-  if (count > desk.window) parts.push(["cut", "the model reads the last of them"]);
+  if (pieces[0]?.id === undefined && pieces.length > 1 || count > desk.window) parts.push(["cut", "the model reads the last of them"]);
   if (figures) {
     if (figures.speed) parts.push(["speed", `${number(Math.round(figures.speed))} tokens/s`]);
     parts.push(["wait", `first token after ${Math.round(1000 * figures.wait)} ms`]);
@@ -175,7 +176,7 @@ async function showPlace() {
   asking = new AbortController();
   const { signal } = asking, pieces = desk.pieces(), at = document.activeElement === editor.field
     ? editor.pieceAt(editor.caret()) : pieces.length;
-  if (desk.window === null) desk.window = (await fitting(desk.text, 0, signal)).window;
+  desk.window ??= server.model.max_model_len;
   const found = await places.after(pieces.slice(0, at), signal);
   if (signal.aborted) return;
   place = found;
@@ -216,7 +217,8 @@ async function showChoicesHere() {
 // ---- Dialogs
 
 async function lookInside() {
-  const html = await (await ask("inspect", { prompt: desk.text })).text();
+  const { text } = desk, { from } = await fitting(text, Math.max(0, server.model.max_model_len - INSPECTED));
+  const html = await (await ask("inspect", { prompt: text.slice(from) })).text();
   // A page of its own: its scripts run, but in an origin of their own.
   const frame = make("iframe", { srcdoc: html, title: "npgpt2 inspect" });
   frame.setAttribute("sandbox", "allow-scripts");
@@ -298,7 +300,7 @@ function turnTheme() {
 
 function keepAsA() {
   kept = structuredClone(settings.values);
-  lasting.set("npgpt2.a", JSON.stringify(kept));
+  lasting.set(A, JSON.stringify(kept));
   $("spoken").textContent = "kept as A";
   $("keep").textContent = "Kept as A";
   setTimeout(() => { $("keep").textContent = "Keep as A"; }, 1500);
@@ -321,7 +323,7 @@ const ACTIONS = [
   { keys: ["Alt+KeyL"], what: "the ladder of temperatures", button: "ladder", run: () => run(() => desk.ladder()) },
   { keys: ["Alt+KeyA"], what: "keep these settings as A", button: "keep", run: keepAsA },
   { keys: ["Alt+KeyB"], what: "A and these settings side by side", button: "compare", run: () => kept
-    ? run(() => desk.compare(kept)) : say("Keep some settings as A first, then change them: A | B writes with both.") },
+    ? run(() => desk.compare({ ...settings.values, ...parseSettings(kept) })) : say("Keep some settings as A first, then change them: A | B writes with both.") },
   { keys: ["Alt+ArrowUp"], what: "back to what was before, in the tree", run: () => desk.up() },
   { keys: ["Alt+ArrowDown"], what: "on to what followed", run: () => desk.down() },
   { keys: ["Alt+ArrowLeft"], what: "the sibling before", run: () => desk.beside(-1) },
@@ -343,8 +345,15 @@ const ACTIONS = [
 ];
 
 function setUp() {
-  for (const { keys, what, button, run } of ACTIONS.filter(action => action.button)) {
-    $(button).addEventListener("click", run);
+  for (const action of ACTIONS) {
+    const { run: act } = action;
+    action.run = event => {
+      if (!server.gone) say(""); // what was wrong before
+      act(event);
+    };
+  }
+  for (const { keys, what, button, run: act } of ACTIONS.filter(action => action.button)) {
+    $(button).addEventListener("click", act);
     $(button).title = `${what} (${nameOf(keys[0])})`;
     $(button).setAttribute("aria-keyshortcuts", keys.join(" ").replaceAll("Key", ""));
   }

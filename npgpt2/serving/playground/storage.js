@@ -14,7 +14,15 @@ function keeper(name) {
   };
   return {
     get: key => tried(storage => storage.getItem(key)) ?? null,
-    json: key => JSON.parse(tried(storage => storage.getItem(key)) ?? "null"),
+    /** What a value says as JSON; null where it says nothing. */
+    json: key => {
+      const text = tried(storage => storage.getItem(key)) ?? "null";
+      try {
+        return JSON.parse(text);
+      } catch {
+        return null;
+      }
+    },
     /** Whether it is kept now. */
     set: (key, value) => tried(storage => storage.setItem(key, value) ?? true) ?? false,
     remove: key => tried(storage => storage.removeItem(key)),
