@@ -38,8 +38,8 @@ class Limits:
     past the tokens with which the model ends a text, such as `<|endoftext|>` · allow_special: whether
     `<|endoftext|>` and the model's other special tokens in a prompt's text are those tokens, or text like any other ·
     skip_special: leave all special tokens out of the text (True), or none (False); by default, the one that ends it
-    alone · guess: whether tokens may be guessed ahead, where a text repeats itself (see `guesses.py`) or by a draft (see
-    `drafts.py`), which changes nothing but the time · logprobs: keep the log-probability of each token, and of so many
+    alone · guess: whether tokens may be guessed ahead, where a text repeats itself (`guesses.py`) or by a draft model
+    (`drafts.py`), which changes nothing but the time · logprobs: keep the log-probability of each token, and of so many
     of the likeliest beside it; None keeps none · prompt_logprobs: the same for the prompt's tokens. Values out of range
     raise ValueError.
     """
