@@ -119,6 +119,13 @@ def test_the_address_is_printed_once_it_is_listened_to(served):
     assert "Server" not in answer.headers
 
 
+def test_a_draft_changes_no_text(served, tiny):
+    body = {"prompt": PROMPT, "max_tokens": 24, "temperature": 1, "seed": 3}
+    with serving("-m", tiny, "--draft-model", tiny) as drafted:
+        texts = [one.ask("POST", "/v1/completions", body).json["choices"] for one in (served, drafted)]
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -111,7 +111,7 @@ def add_models_dir(parser: Parser) -> None:
 
 
 def add_model_to_run(parser: Parser, drafted: bool = False) -> None:
-    """The options that `open_model` reads. drafted: whether texts are written one at a time, so that a draft helps"""
+    """The options that `open_model` reads. drafted: whether a text may be written alone, which a draft speeds up"""
     add_model(parser)
     parser.set_defaults(draft_model=None)
     if drafted:

@@ -12,11 +12,8 @@ from pathlib import Path
 from threading import Lock
 from time import strftime
 
-from npgpt2 import GPT2
-from npgpt2.cli.common import Commands, Parser, add_command, add_model_to_run, at_least
+from npgpt2.cli.common import Commands, Parser, add_command, add_model_to_run, at_least, open_model
 from npgpt2.files import decode_utf8, read_bounded
-from npgpt2.models import find_model
-from npgpt2.weights import Weights
 
 KEY_VARIABLE = "NPGPT2_API_KEY"
 LOGGING = Lock()
@@ -76,7 +73,7 @@ def add_commands(commands: Commands[Parser]) -> None:
         help="whose pages' scripts may ask, as https://example.org, or null for files; repeatable",
     )
     parser.add_argument("--log-prompts", action="store_true", help="show prompts in the log")
-    add_model_to_run(parser)
+    add_model_to_run(parser, drafted=True)
 
 
 def run_serve(args: argparse.Namespace) -> None:
@@ -86,10 +83,9 @@ def run_serve(args: argparse.Namespace) -> None:
     if not (address.is_loopback or keys or args.no_key):
         ways = f"give a key with --api-key-file or ${KEY_VARIABLE}, or --no-key"
         args.parser.error(f"argument --host: other machines could ask at {args.host}: {ways}")
-    path = find_model(args.model, args.models_dir)
+    model = open_model(args)
     served = app(
-        GPT2(Weights(path), threads=args.threads),
-        path.stem,
+        model,
         aliases=[args.model],
         slots=args.slots,
         queue=args.queue,
@@ -102,7 +98,7 @@ def run_serve(args: argparse.Namespace) -> None:
     )
 
     def ready(url: str) -> None:
-        print(f"{path.stem} at {url}", flush=True)
+        print(f"{model.name} at {url}", flush=True)
         if args.open:
             import webbrowser
 
