@@ -7,6 +7,7 @@ Dask's place is taken by a stand-in, to which anything can happen at any moment;
 import asyncio
 import json
 import pickle
+import socket
 import sys
 from concurrent.futures import CancelledError
 
@@ -509,6 +510,9 @@ def test_the_command_is_answered_by_the_workers_of_an_address_or_a_scheduler_fil
             assert lines_of(output) == expected
             assert err.startswith("npgpt2: worker tcp://127.0.0.1:")
             output.unlink()
+        worker = next(iter(cluster.scheduler_info["workers"]))
+        result = run("batch", path, "-o", output, "-m", "MODEL", "--dask", worker)
+        failed(result, 1, f"{worker}: no Dask scheduler answers there (it is a Worker)")
 
 
 def test_a_batch_without_anything_left_to_do_needs_no_cluster(run, undisturbed, output):
@@ -532,7 +536,13 @@ def test_what_is_no_cluster_is_said(run, undisturbed, output, tmp_path, monkeypa
     failed(run(*words, "tcp://127.0.0.1", "--workers", "2"), 2, "--workers is for --dask local")
     monkeypatch.setattr(client_module, "CONNECT", 0.2)
     failed(run(*words, "tcp://127.0.0.1:1"), 1, "tcp://127.0.0.1:1: no Dask scheduler answers there")
-    failed(run(*words, "nonsense://127.0.0.1:1"), 1, "nonsense")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        (tmp_path / "other.json").write_text(json.dumps({"address": address}))
+        failed(run(*words, address), 1, f"{address}: no Dask scheduler answers there")
+        failed(run(*words, tmp_path / "other.json"), 1, f"other.json: no Dask scheduler answers at {address}")
+    for wrong in ("nonsense://127.0.0.1:1", "tcp://", "tls://127.0.0.1:1"):
+        failed(run(*words, wrong), 1, f"{wrong}: no Dask scheduler answers there (")
     monkeypatch.setitem(sys.modules, "distributed", None)
     failed(run(*words, "local"), 1, "pip install npgpt2[dask]")
 

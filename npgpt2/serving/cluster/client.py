@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -54,9 +55,12 @@ def connect(where: str, workers: int | None = None, threads: int | None = None) 
         else:
             address = _address(where)
         try:
+            asyncio.run(asyncio.wait_for(_check_scheduler(address), CONNECT))
             client = Client(address, timeout=CONNECT, set_as_default=False)
-        except OSError:
-            raise ConnectionError(f"{where}: no Dask scheduler answers there, at {address}") from None
+        except (OSError, TypeError, ValueError, TimeoutError) as error:
+            at = "there" if address == where else f"at {address}, which is in it"
+            why = f" ({error})" if str(error) else ""
+            raise ConnectionError(f"{where}: no Dask scheduler answers {at}{why}") from None
         try:
             yield Cluster(client, threads)
         finally:
@@ -101,6 +105,16 @@ def _kill(processes: list[int | None]) -> None:
     for process in filter(None, processes):
         with suppress(OSError):  # it has ended by itself
             os.kill(process, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+
+
+async def _check_scheduler(address: str) -> None:
+    """Raise OSError where something else is at this address; a client would wait for it forever."""
+    from distributed import Security, rpc
+
+    async with rpc(address, connection_args=Security().get_connection_args("client")) as there:
+        said = await there.identity()
+    if said.get("type") != "Scheduler":
+        raise ConnectionError(f"it is a {said.get('type')}")
 
 
 def _address(where: str) -> str:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 # Micro-batches that a worker has: the one it works at, and the next, so that it doesn't wait for it.
 AHEAD = 2
-# Seconds without a sign of life, after which a worker's lines are given to others. Dask's workers give one each half
-# second, or where there are a thousand of them, each six.
-PATIENCE = 30.0
+# Seconds without a sign of life, after which a worker's lines are given to others; of many workers, each gives such
+# signs less often: ten of them each half second, a thousand each six, and ten thousand each fifty.
+PATIENCE, PATIENCE_WORKER = 30.0, 0.02
 # Seconds between two looks at who is there, and more by this for each worker, about whom the scheduler tells 2 kB.
 LOOK, LOOK_WORKER = 0.5, 0.005
 # Micro-batches in a row that a worker may fail at. A single request that is to blame for all comes up less often.
@@ -197,16 +197,17 @@ class _Run:
             if info is None or info["local_directory"] != worker.process:
                 del self._workers[address]
                 found += self._lose(worker, "it died")
+        patience = max(self._patience, PATIENCE_WORKER * len(seen.workers))
         for address, info in seen.workers.items():
             worker = self._workers.setdefault(address, _Worker(address, info["local_directory"], info["last_seen"]))
             worker.leaving = info["status"] != "running"
             worker.silent += seen.elapsed
             if info["last_seen"] != worker.seen and not worker.leaving:
                 worker.silent, worker.frozen = 0.0, False
-            elif worker.silent >= self._patience and not worker.frozen:
+            elif worker.silent >= patience and not worker.frozen:
                 worker.frozen = True
                 sign = f"has been {info['status']}" if worker.leaving else "gave no sign of life"
-                found += self._lose(worker, f"it {sign} for {self._patience:g} s")
+                found += self._lose(worker, f"it {sign} for {patience:g} s")
             worker.seen = info["last_seen"]
         return found
 
