@@ -1,5 +1,5 @@
-// What can come at a place of a text, with what each setting of drawing does to it, as figures and as bars: of the pages
-// of `npgpt2 inspect` and `npgpt2 serve`. Whoever uses this says what is known of a place:
+// What can come at a place of a text, with what each setting of drawing does to it, as figures and as bars: of the
+// pages of `npgpt2 inspect` and `npgpt2 serve`. Whoever uses this says what is known of a place:
 //
 //     likeliest: ids of the tokens that have a bar, from the likeliest on · logits: of these, and of some that follow
 //     groups, sizes: of the others, in groups of neighbours in rank, their mean logits, and how many tokens are in each

@@ -28,7 +28,8 @@ const KEY = "npgpt2.key";
 
 function headers(body) {
   const key = ofTab.get(KEY);
-  return { ...(body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const type = body ? { "Content-Type": "application/json" } : {};
+  return key ? { ...type, Authorization: `Bearer ${key}` } : type;
 }
 
 /** An answer that is one, whatever it holds. body: sent as JSON, if there is one */
@@ -54,7 +55,7 @@ export async function ask(path, body, signal) {
 
 let asking = null;
 
-/** Have somebody give the key, once for all that want it. used: the one that wasn't right. Returns whether there is one. */
+/** Have somebody give the key, once for all that want it. used: the one that wasn't right → whether there is one */
 async function findKey(used) {
   if (ofTab.get(KEY) !== used) return true; // which came meanwhile
   asking ??= server.askKey(used !== null).finally(() => { asking = null; });
@@ -127,7 +128,9 @@ async function comeBack() {
     try {
       await findModel();
     } catch (error) {
-      if (!(error instanceof Gone)) throw error;
+      if (error instanceof Gone) continue;
+      server.gone = false; // it answers, whatever it has against it
+      server.onChange();
     }
   }
 }

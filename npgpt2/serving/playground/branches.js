@@ -3,7 +3,9 @@
 import { pathTo, rows } from "./tree.js";
 
 const SIGNS = { write: "▸", edit: "✎", choose: "◆", import: "⤓" };
-const KINDS = { write: "written by the model", edit: "typed", choose: "a token that was chosen", import: "opened from a file" };
+const KINDS = {
+  write: "written by the model", edit: "typed", choose: "a token that was chosen", import: "opened from a file",
+};
 const LONGEST = 60;
 
 export class Branches {
@@ -55,12 +57,13 @@ export class Branches {
     element.style.setProperty("--depth", Math.min(depth, 8));
     element.classList.toggle("writing", writing);
     element.classList.toggle("named", Boolean(node?.name));
-    const sign = make("span", { className: "sign", textContent: root ? "○" : SIGNS[node.kind], title: root ? "" : KINDS[node.kind] });
+    const kind = root ? "" : KINDS[node.kind];
+    const sign = make("span", { className: "sign", textContent: root ? "○" : SIGNS[node.kind], title: kind });
     sign.setAttribute("aria-hidden", "true");
     element.replaceChildren(sign, make("span", { className: "said", textContent: said }));
     const asked = node?.asked;
     if (asked) element.append(make("span", { className: "how dim", textContent: `t ${asked.temperature}` }));
-    element.title = root ? "" : `${KINDS[node.kind]}${asked ? `, temperature ${asked.temperature}, seed ${asked.seed}` : ""}`;
+    element.title = asked ? `${kind}, temperature ${asked.temperature}, seed ${asked.seed}` : kind;
   }
 
   key(event) {

@@ -1,7 +1,7 @@
 // The request behind a text as commands for elsewhere, each of which gives the same text.
 //
 // Whatever a text holds, and whoever wrote the tree that it is from, its words stay words: in JSON, in Python's strings
-// and in the shell's. Control characters, and those that turn the direction of text, never stand in a command themselves.
+// and in the shell's. Control characters, and those that turn the direction of text, never stand in a command.
 
 import { bodyOf, SAMPLERS } from "./settings.js";
 
@@ -12,7 +12,8 @@ const utf16 = text => [...Array(text.length).keys()].map(i => `\\u${hexOf(text.c
 /** JSON in which no sign ends a shell's quotes, and nothing is unseen. */
 export const plainJSON = value => JSON.stringify(value).replace(UNSEEN, utf16).replaceAll("'", "\\u0027");
 
-const octal = sign => [...new TextEncoder().encode(sign)].map(byte => `\\${byte.toString(8).padStart(3, "0")}`).join("");
+const utf8 = text => [...new TextEncoder().encode(text)];
+const octal = sign => utf8(sign).map(byte => `\\${byte.toString(8).padStart(3, "0")}`).join("");
 
 /** A word for bash and zsh, which is the text to the last byte. It can't have a zero byte, which no word can. */
 export function quoted(text) {
@@ -29,7 +30,9 @@ const printing = text => `printf '${text.replace(/['\\]/g, octal).replaceAll("%"
 function python(value) {
   if (typeof value === "boolean") return value ? "True" : "False";
   if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
-  if (typeof value === "object") return `{${Object.entries(value).map(([k, v]) => `${python(k)}: ${python(v)}`).join(", ")}}`;
+  if (typeof value === "object") {
+    return `{${Object.entries(value).map(pair => pair.map(python).join(": ")).join(", ")}}`;
+  }
   if (typeof value === "number") return JSON.stringify(value);
   const escape = sign => `\\U${hexOf(sign.codePointAt(0), 8)}`;
   return JSON.stringify(value).replace(UNSEEN, escape);
@@ -42,8 +45,8 @@ export function asCurl(asked, prompt, { base, key }) {
   return [...lines, `-d '${plainJSON(bodyOf(asked, prompt))}'`].join(" \\\n  ");
 }
 
-const OPENAI = ["model", "prompt", "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "stop",
-  "logit_bias", "seed"];
+const OPENAI = ["model", "prompt", "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty",
+  "stop", "logit_bias", "seed"];
 
 export function asPython(asked, prompt, { base, key }) {
   const body = Object.entries(bodyOf(asked, prompt));

@@ -11,8 +11,8 @@ const HERE = "npgpt2.here", LAST = "npgpt2.last", PAUSE_IN_TYPING = 2000, MOST_S
 export class Desk {
   /** store, writer, settings, columns: see there · on: changed(), something is to be drawn · say(message), problems */
   constructor(store, writer, settings, columns, on) {
-    Object.assign(this, { store, writer, settings, columns, on, scores: new Map(), mine: new Set(), typed: 0, window: null,
-      counted: null });
+    Object.assign(this, { store, writer, settings, columns, on });
+    Object.assign(this, { scores: new Map(), mine: new Set(), typed: 0, window: null, counted: null });
     const left = ofTab.json(HERE) ?? { here: lasting.get(LAST), past: [], future: [] };
     const known = id => id === null || Boolean(this.tree.nodes[id]);
     this.here = known(left.here) ? left.here : null;
@@ -153,7 +153,8 @@ export class Desk {
 
   /** Nodes for requests that differ in some settings, all of them below what is shown. */
   async prepare(variants) {
-    const { here, text } = this, most = Math.max(...variants.map(variant => variant.max_tokens ?? this.settings.values.max_tokens));
+    const { here, text } = this, { max_tokens: length } = this.settings.values;
+    const most = Math.max(...variants.map(variant => variant.max_tokens ?? length));
     const { from, window } = await fitting(text, Math.min(most, (this.window ?? Infinity) - 1));
     this.window = window;
     if (here !== this.here || text !== this.text) return this.prepare(variants); // somebody typed meanwhile
@@ -184,7 +185,8 @@ export class Desk {
 
   several(count) {
     const each = [...Array(count).keys()];
-    return this.open(`${count} continuations`, each.map(offset => ({ offset })), each.map(i => `${i + 1}`), "continuation ");
+    const heads = each.map(i => `${i + 1}`);
+    return this.open(`${count} continuations`, each.map(offset => ({ offset })), heads, "continuation ");
   }
 
   ladder() {
@@ -196,7 +198,8 @@ export class Desk {
   compare(first) {
     const second = this.settings.values, names = Object.keys(SAMPLERS).filter(name => first[name] !== second[name]);
     const shown = names.length ? names : ["temperature"];
-    const head = (letter, values) => `${letter}: ${shown.map(name => `${SAMPLERS[name].label} ${values[name]}`).join(", ")}`;
+    const head = (letter, values) =>
+      `${letter}: ${shown.map(name => `${SAMPLERS[name].label} ${values[name]}`).join(", ")}`;
     return this.open("Two settings, both with seed SEED", [first, second].map(values => structuredClone(values)),
       [head("A", first), head("B", second)]);
   }

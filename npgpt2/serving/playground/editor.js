@@ -1,8 +1,8 @@
 // The text: a field to write in, and behind it the colours of its tokens.
 //
-// Where each token stands is measured in the same text, unseen, set in one piece as the field sets it. What both show is
-// as long as the text itself, so that places in one are places in the other: a carriage return, which fields don't keep,
-// is shown as its sign.
+// Where each token stands is measured in the same text, unseen, set in one piece as the field sets it. What both show
+// is as long as the text itself, so that places in one are places in the other: a carriage return, which fields don't
+// keep, is shown as its sign.
 
 const shownAs = text => text.replaceAll("\r", "␍");
 const MOST_BITS = 16;
@@ -43,8 +43,8 @@ export function drawPieces(into, pieces, colour) {
 /** The colours behind a text: a mark for each token, and for each line that it stands on. */
 class Marks {
   constructor(behind) {
-    Object.assign(this, { behind, text: document.createTextNode(""), layer: make("div", { className: "marks" }), marks: [],
-      pieces: [], colour: "off" });
+    Object.assign(this, { behind, marks: [], pieces: [], colour: "off" });
+    Object.assign(this, { text: document.createTextNode(""), layer: make("div", { className: "marks" }) });
     behind.append(this.text, this.layer);
     new ResizeObserver(() => this.draw(this.text.nodeValue, this.pieces, this.colour, 0)).observe(behind);
   }
@@ -52,8 +52,9 @@ class Marks {
   /** text: as it is shown · first: from which piece on all is measured anew; by default what changed */
   draw(text, pieces, colour, first = this.firstChange(pieces)) {
     if (this.text.nodeValue !== text) this.text.nodeValue = text;
-    const from = Math.max(0, first - BEFORE), measured = first < pieces.length ? this.measure(pieces, from) : [];
-    for (const marks of this.marks.splice(first < pieces.length ? from : pieces.length)) for (const mark of marks) mark.remove();
+    const from = first < pieces.length ? Math.max(0, first - BEFORE) : pieces.length;
+    const measured = this.measure(pieces, from);
+    for (const mark of this.marks.splice(from).flat()) mark.remove();
     const made = measured.map((places, i) => places.map(place => this.mark(place, from + i)));
     this.marks.push(...made);
     this.layer.append(...made.flat());
@@ -90,7 +91,8 @@ class Marks {
   mark({ left, top, width, height }, at) {
     const mark = make("span", { className: "token" });
     mark.dataset.at = at;
-    Object.assign(mark.style, { left: `${left}px`, top: `${top - 3}px`, width: `${width}px`, height: `${height + 6}px` });
+    const pixels = { left, top: top - 3, width, height: height + 6 };
+    for (const [name, value] of Object.entries(pixels)) mark.style[name] = `${value}px`;
     return mark;
   }
 
@@ -107,7 +109,8 @@ export class Editor {
    * point(at, span) and leave(), for the pointer and tokens · tap(at, span), for a finger
    */
   constructor(field, behind, on) {
-    Object.assign(this, { field, on, text: "", pieces: [], composing: false, waiting: null, tapped: -JUST_NOW, marks: new Marks(behind) });
+    Object.assign(this, { field, on, text: "", pieces: [], marks: new Marks(behind) });
+    Object.assign(this, { composing: false, waiting: null, tapped: -JUST_NOW });
     field.addEventListener("input", () => this.edited());
     field.addEventListener("compositionstart", () => { this.composing = true; });
     field.addEventListener("compositionend", () => {
@@ -125,7 +128,8 @@ export class Editor {
     });
     field.addEventListener("pointerleave", () => this.pointed(null));
     field.addEventListener("click", event => {
-      const span = event.pointerType === "touch" && field.selectionStart === field.selectionEnd ? this.spanUnder(event) : null;
+      const tapped = event.pointerType === "touch" && field.selectionStart === field.selectionEnd;
+      const span = tapped ? this.spanUnder(event) : null;
       if (!span) return;
       this.tapped = performance.now();
       on.tap(Number(span.dataset.at), span);

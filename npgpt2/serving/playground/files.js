@@ -78,7 +78,9 @@ export async function openFile(file, tree) {
     throw new Error(`${file.name} can't be opened: it is not UTF-8.`);
   }
   if (!/\.json$/i.test(file.name)) {
-    if (text.length > MOST_TEXT) throw new Error(`${file.name} can't be opened: it is longer than a million characters.`);
+    if (text.length > MOST_TEXT) {
+      throw new Error(`${file.name} can't be opened: it is longer than a million characters.`);
+    }
     return add(tree, { text: text.replace(/\r\n?/g, "\n"), kind: "import" });
   }
   let other;

@@ -1,8 +1,10 @@
 // The keyboard: one list, which is what is done and what is shown by `?`.
 
 export const MAC = /Mac|iPhone|iPad/.test(navigator.platform);
-const NAMES = { Control: MAC ? "⌘" : "Ctrl", Alt: MAC ? "⌥" : "Alt", Shift: MAC ? "⇧" : "Shift", ArrowUp: "↑", ArrowDown: "↓",
-  ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", Enter: "Enter" };
+const NAMES = {
+  Control: MAC ? "⌘" : "Ctrl", Alt: MAC ? "⌥" : "Alt", Shift: MAC ? "⇧" : "Shift",
+  ArrowUp: "↑", ArrowDown: "↓", ArrowLeft: "←", ArrowRight: "→", Escape: "Esc",
+};
 
 /** How a key is written: of "Control+Shift+KeyZ", Ctrl+Shift+Z. */
 export const nameOf = key => key.split("+").map(part => NAMES[part] ?? part.replace(/^Key|^Digit/, "")).join("+");
@@ -37,7 +39,7 @@ export function listen(list) {
 
 /** Draw the list as a table. */
 export function drawKeys(list, table) {
-  table.replaceChildren(...list.map(({ keys, what }) => make("tr", {},
-    make("th", { scope: "row" }, ...keys.flatMap((key, i) => [i ? " or " : "", make("kbd", { textContent: nameOf(key) })])),
+  const written = keys => keys.flatMap((key, i) => [i ? " or " : "", make("kbd", { textContent: nameOf(key) })]);
+  table.replaceChildren(...list.map(({ keys, what }) => make("tr", {}, make("th", { scope: "row" }, ...written(keys)),
     make("td", { textContent: what }))));
 }

@@ -21,8 +21,10 @@ let drawing = false, drawn = null;
 
 // ---- What the page is made of
 
-problems.full = () => say("This browser keeps nothing more: save the tree as a file, and have the page forget it (Files).");
-const store = new Store(() => draw(), why => say(`What this browser had saved can't be read: ${why}. It is kept aside.`));
+problems.full = () =>
+  say("This browser keeps nothing more: save the tree as a file, and have the page forget it (Files).");
+const store = new Store(() => draw(),
+  why => say(`What this browser had saved can't be read: ${why}. It is kept aside.`));
 const writer = new Writer(() => store.tree, {
   grown: draw,
   changed: draw,
@@ -39,7 +41,8 @@ const writer = new Writer(() => store.tree, {
   },
 });
 const settings = new Settings({ first: $("first"), more: $("more") },
-  { stop: $("stops"), bias: $("bias"), ends: $("ends"), seed: $("seed"), fixed: $("fixed") }, () => { drawPlace(); soon(); });
+  { stop: $("stops"), bias: $("bias"), ends: $("ends"), seed: $("seed"), fixed: $("fixed") },
+  () => { drawPlace(); soon(); });
 const columns = new Columns($("columns"), $("columns-title"), $("cards"), id => {
   desk.go(id);
   editor.focus(desk.text.length);
@@ -63,7 +66,7 @@ const branches = new Branches($("tree"), {
   go: id => desk.go(id || null),
   named: (id, name) => name === null ? draw() : desk.name(id, name),
 });
-let hovering = null;
+let hovering = null, pointing = null;
 
 // ---- Problems
 
@@ -101,7 +104,8 @@ server.askKey = again => new Promise(resolve => {
   const dialog = $("key-dialog");
   $("key-hint").textContent = again ? "That key isn't the one. It stands in the file that the server was started with."
     : "It stands in the file that the server was started with, and is kept until this tab is closed.";
-  dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes" ? $("key").value.trim() : null), { once: true });
+  const closed = () => resolve(dialog.returnValue === "yes" ? $("key").value.trim() : null);
+  dialog.addEventListener("close", closed, { once: true });
   dialog.returnValue = "no";
   $("key").value = "";
   dialog.showModal();
@@ -109,8 +113,9 @@ server.askKey = again => new Promise(resolve => {
 
 // ---- Drawing
 
-/** Draw what changed, when the browser draws next. */
+/** Draw what changed, when the browser draws next, which it doesn't while the tab is hidden; and save it. */
 function draw() {
+  store.later();
   if (drawing) return;
   drawing = true;
   requestAnimationFrame(() => {
@@ -127,7 +132,6 @@ function draw() {
     $("redo").disabled = !desk.future.length;
     $("rename").disabled = desk.here === null;
     $("together").disabled = desk.here === null;
-    store.later();
   });
 }
 
@@ -136,7 +140,8 @@ function drawFigures() {
   const parts = [];
   const count = known ? pieces.length : desk.counted?.text === desk.text ? desk.counted.count : null;
   if (desk.window) parts.push(["used", `${count === null ? "…" : number(count)} of ${number(desk.window)} tokens`]);
-  if (pieces[0]?.id === undefined && pieces.length > 1 || count > desk.window) parts.push(["cut", "the model reads the last of them"]);
+  const longer = count > desk.window || (pieces.length > 1 && pieces[0].id === undefined);
+  if (longer) parts.push(["cut", "the model reads the last of them"]);
   if (figures) {
     if (figures.speed) parts.push(["speed", `${number(Math.round(figures.speed))} tokens/s`]);
     parts.push(["wait", `first token after ${Math.round(1000 * figures.wait)} ms`]);
@@ -198,7 +203,9 @@ async function showChoices(at, span) {
   const along = piece?.top?.map(([name, logprob]) => ({ id: null, label: visible(name),
     text: name.startsWith("bytes:") ? null : name, before: Math.exp(logprob) }));
   choices.show(at, piece, span, along);
-  const found = await run(() => places.after(pieces.slice(0, at)));
+  pointing?.abort();
+  pointing = new AbortController();
+  const found = await run(() => places.after(pieces.slice(0, at), pointing.signal));
   if (found && choices.open && choices.at === at && here === desk.here) {
     choices.show(at, piece, editor.spanOf(at) ?? span, places.choices(found));
   }
@@ -232,7 +239,8 @@ async function copyAs() {
   $("copy-what").textContent = next ? "What Write would ask for now, with the settings and the seed that are shown."
     : "Each gives once more what was written here last: the same request, with the same seed.";
   $("copy-list").replaceChildren(...Object.entries(WAYS).map(([name, make_]) => {
-    const text = make_(asked, prompt, where), button = make("button", { type: "button", className: "small", textContent: "Copy" });
+    const text = make_(asked, prompt, where);
+    const button = make("button", { type: "button", className: "small", textContent: "Copy" });
     button.setAttribute("aria-label", `copy ${name}`);
     const code = make("pre", { textContent: text, tabIndex: 0 });
     button.addEventListener("click", async () => {
@@ -306,6 +314,11 @@ function keepAsA() {
   setTimeout(() => { $("keep").textContent = "Keep as A"; }, 1500);
 }
 
+function compareWithA() {
+  if (kept) run(() => desk.compare({ ...settings.values, ...parseSettings(kept) }));
+  else say("Keep some settings as A first, then change them: A | B writes with both.");
+}
+
 /** Not in a field that has an undo of its own. */
 const inText = event => event.target === editor.field || !/^(INPUT|TEXTAREA)$/.test(event.target.tagName);
 
@@ -322,8 +335,7 @@ const ACTIONS = [
     run: () => run(() => desk.several(Number($("count").value))) },
   { keys: ["Alt+KeyL"], what: "the ladder of temperatures", button: "ladder", run: () => run(() => desk.ladder()) },
   { keys: ["Alt+KeyA"], what: "keep these settings as A", button: "keep", run: keepAsA },
-  { keys: ["Alt+KeyB"], what: "A and these settings side by side", button: "compare", run: () => kept
-    ? run(() => desk.compare({ ...settings.values, ...parseSettings(kept) })) : say("Keep some settings as A first, then change them: A | B writes with both.") },
+  { keys: ["Alt+KeyB"], what: "A and these settings side by side", button: "compare", run: compareWithA },
   { keys: ["Alt+ArrowUp"], what: "back to what was before, in the tree", run: () => desk.up() },
   { keys: ["Alt+ArrowDown"], what: "on to what followed", run: () => desk.down() },
   { keys: ["Alt+ArrowLeft"], what: "the sibling before", run: () => desk.beside(-1) },
@@ -374,6 +386,10 @@ function setUp() {
 
 setUp();
 draw();
+document.addEventListener("visibilitychange", () => {
+  drawing = false; // a hidden tab can lose what it was to draw
+  draw();
+});
 await run(findModel);
 if (server.model) server.onChange();
 writer.resume();

@@ -40,7 +40,7 @@ export class Places {
     this.known.clear();
   }
 
-  /** The likeliest of a place: id, label, text or null where it is no whole character, before and after the settings. */
+  /** The likeliest of a place: id, label, text, null where it is no whole character, before and after the settings. */
   choices(place) {
     const before = drawnFrom(place, OFF), after = drawnFrom(place, forDistribution(this.settings()));
     return [...place.likeliest].slice(0, CHOICES).map((id, i) => ({
@@ -91,7 +91,8 @@ export class Choices {
     const list = known?.map(choice => this.row(at, piece, choice));
     const names = make("p", { className: "names dim" }, make("span", { textContent: "the model’s own" }),
       make("span", { textContent: "after the settings" }));
-    box.replaceChildren(head, ...(list ? [names, ...list] : [make("p", { className: "dim", textContent: "asking …" })]));
+    const rows = list ? [names, ...list] : [make("p", { className: "dim", textContent: "asking …" })];
+    box.replaceChildren(head, ...rows);
     box.hidden = false;
     this.put(span);
     if (had !== null) (box.querySelectorAll("button")[had] ?? box).focus();
@@ -99,10 +100,11 @@ export class Choices {
 
   row(at, piece, choice) {
     const { id, label, text, before, after } = choice;
+    const drawn = after === undefined ? "…" : after ? percent(after) : "cut off";
     const row = make("button", { type: "button", className: "choice", tabIndex: -1 },
       make("span", { className: "label mono", textContent: label }),
       make("span", { className: "value before", textContent: percent(before) }),
-      make("span", { className: "value after", textContent: after === undefined ? "…" : after ? percent(after) : "cut off" }));
+      make("span", { className: "value after", textContent: drawn }));
     row.style.setProperty("--share", before);
     row.dataset.id = id;
     row.classList.toggle("actual", piece?.id === id);
@@ -115,7 +117,7 @@ export class Choices {
 
   /** Below the token, or above it where there is no room; never beyond the page. */
   put(span) {
-    const { box } = this, place = (span?.getClientRects()[0] ?? span?.getBoundingClientRect()) || { left: 8, top: 8, bottom: 8 };
+    const { box } = this, place = span.getBoundingClientRect();
     const { offsetWidth: width, offsetHeight: height } = box, wide = document.documentElement.clientWidth;
     const below = place.bottom + 6, above = place.top - height - 6;
     const top = below + height <= innerHeight || above < 0 ? below : above;

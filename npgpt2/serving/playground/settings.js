@@ -14,8 +14,8 @@ export const SAMPLERS = {
     says: "only those at least p times as likely as the likeliest" },
   typical_p: { label: "typical-p", least: 0.01, most: 1, step: 0.01, value: 1, off: 1,
     says: "only the least atypical whose probabilities reach p" },
-  repetition_penalty: { label: "repetition penalty", least: 1, most: 2, from: 0.01, to: 100, step: 0.05, value: 1, off: 1,
-    says: "above 1, what the text has is less likely to come again" },
+  repetition_penalty: { label: "repetition penalty", least: 1, most: 2, from: 0.01, to: 100, step: 0.05, value: 1,
+    off: 1, says: "above 1, what the text has is less likely to come again" },
   presence_penalty: { label: "presence penalty", least: -2, most: 2, step: 0.05, value: 0, off: 0,
     says: "the same for what was written since you pressed Write" },
   frequency_penalty: { label: "frequency penalty", least: -2, most: 2, step: 0.05, value: 0, off: 0,
@@ -28,7 +28,7 @@ export const SAMPLERS = {
 const FIRST = ["max_tokens", "temperature", "top_k", "top_p"];
 const DEFAULTS = Object.fromEntries(Object.entries(SAMPLERS).map(([name, { value }]) => [name, value]));
 const OTHERS = { stop: [], logit_bias: {}, ignore_eos: false };
-const STORED = "npgpt2.settings", MOST_SEED = 2 ** 32;
+const STORED = "npgpt2.settings";
 
 const isNumber = (value, { least, most, from = least, to = most, step }) => typeof value === "number"
   && value >= from && value <= to && (step !== 1 || Number.isInteger(value));
@@ -42,8 +42,8 @@ export function parseSettings(said) {
     && said.stop.every(text => typeof text === "string" && text && text.length <= 200);
   if (texts) found.stop = [...said.stop];
   if (said.logit_bias && typeof said.logit_bias === "object") {
-    const pairs = Object.entries(said.logit_bias).filter(([id, bias]) => /^\d{1,9}$/.test(id) && bias >= -100 && bias <= 100);
-    found.logit_bias = Object.fromEntries(pairs.slice(0, 1000));
+    const fits = ([id, bias]) => /^\d{1,9}$/.test(id) && typeof bias === "number" && Math.abs(bias) <= 100;
+    found.logit_bias = Object.fromEntries(Object.entries(said.logit_bias).filter(fits).slice(0, 1000));
   }
   if (typeof said.ignore_eos === "boolean") found.ignore_eos = said.ignore_eos;
   return found;
@@ -54,7 +54,8 @@ export function parseAsked(said) {
   const settings = parseSettings(said), { seed, from, model } = said ?? {};
   const whole = value => Number.isSafeInteger(value) && value >= 0;
   if (!("max_tokens" in settings && "temperature" in settings && whole(seed) && whole(from))) return undefined;
-  return { ...DEFAULTS, ...OTHERS, ...settings, seed, from, model: typeof model === "string" ? model.slice(0, 500) : "" };
+  const name = typeof model === "string" ? model.slice(0, 500) : "";
+  return { ...DEFAULTS, ...OTHERS, ...settings, seed, from, model: name };
 }
 
 /** A request's body for the server, with what is off left out. */
@@ -94,7 +95,7 @@ function readBiases(text) {
 // ---- The panel
 
 export class Settings {
-  /** into: where the rows go, {first, more} · fields: {stop, bias, ends, seed, fixed} · onChange: called after changes */
+  /** into: where the rows go, {first, more} · fields: {stop, bias, ends, seed, fixed} · onChange: called afterwards */
   constructor(into, fields, onChange) {
     Object.assign(this, { fields, onChange, values: { ...DEFAULTS, ...OTHERS }, rows: {} });
     for (const [name, sampler] of Object.entries(SAMPLERS)) this.addRow(name, sampler, into);
@@ -168,8 +169,8 @@ export class Settings {
   /** The seed that is fixed, or a new one, which is shown so that it can be used again. */
   seed() {
     const { seed, fixed } = this.fields, typed = Number(seed.value);
-    const given = fixed.checked && seed.value !== "" && Number.isSafeInteger(typed) && typed >= 0 && typed < MOST_SEED * 2 ** 20;
-    if (!given) seed.value = randomSeed();
+    const fits = seed.value !== "" && Number.isSafeInteger(typed) && typed >= 0;
+    if (!(fixed.checked && fits)) seed.value = randomSeed();
     return Number(seed.value);
   }
 }

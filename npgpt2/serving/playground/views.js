@@ -20,7 +20,8 @@ export class Columns {
       const button = make("button", { type: "button", className: "small", textContent: "Go on with this" });
       button.setAttribute("aria-label", `go on with ${what}${head}`);
       button.addEventListener("click", () => this.take(id));
-      const card = make("article", { className: "card", tabIndex: i ? -1 : 0 }, make("h3", { textContent: head }), text, how, button);
+      const card = make("article", { className: "card", tabIndex: i ? -1 : 0 }, make("h3", { textContent: head }), text,
+        how, button);
       card.setAttribute("aria-label", `${what}${head}`);
       card.dataset.id = id;
       return { id, card, text, how };
@@ -28,7 +29,8 @@ export class Columns {
     this.title.textContent = title;
     this.cards.replaceChildren(...this.shown.map(({ card }) => card));
     this.box.hidden = false;
-    this.box.scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.box.scrollIntoView({ block: "nearest", behavior: still ? "auto" : "smooth" });
   }
 
   /** tree · here: the node whose text is shown above */
@@ -38,7 +40,7 @@ export class Columns {
       const node = tree.nodes[id];
       if (!node) continue;
       drawPieces(text, piecesOf(tree, id).filter(piece => piece.start >= node.keep), colour);
-      const writing = isWriting(id), stands = node.finish === "stopped" ? ", stopped" : node.finish === "broken" ? ", broken off" : "";
+      const writing = isWriting(id), stands = { stopped: ", stopped", broken: ", broken off" }[node.finish] ?? "";
       how.textContent = `${counted(node.tokens.length)}${writing ? " …" : stands}`;
       how.title = node.asked ? `seed ${node.asked.seed}` : "";
       card.classList.toggle("writing", writing);

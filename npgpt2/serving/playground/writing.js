@@ -51,8 +51,8 @@ export class Writer {
    * that broke off goes on where it was.
    */
   async write(ids) {
-    const run = { ids, open: new Set(ids), controller: new AbortController(), at: ids.map(() => 0), begun: performance.now(),
-      first: null, last: null, tokens: 0 };
+    const run = { ids, open: new Set(ids), controller: new AbortController(), at: ids.map(() => 0),
+      begun: performance.now(), first: null, last: null, tokens: 0 };
     this.runs.add(run);
     this.latest = run;
     this.remember();
@@ -63,7 +63,9 @@ export class Writer {
           break;
         } catch (error) {
           if (!(error instanceof Gone)) throw error;
-          if (await this.another(run)) throw new Refused("Another model answers now. What was being written stays as it is.");
+          if (await this.another(run)) {
+            throw new Refused("Another model answers now. What was being written stays as it is.");
+          }
           run.at.fill(0);
         }
       }
@@ -101,7 +103,8 @@ export class Writer {
       run.first ??= performance.now();
       run.last = performance.now();
       run.tokens += 1;
-      this.add(run, index, [token, i ? "" : text, logprobs?.token_logprobs[i] ?? null, topOf(logprobs?.top_logprobs[i])]);
+      const logprob = logprobs?.token_logprobs[i] ?? null, top = topOf(logprobs?.top_logprobs[i]);
+      this.add(run, index, [token, i ? "" : text, logprob, top]);
     });
     if (!ids.length && text) change(this.tree(), id, { text: node.text + text });
     if (reason === "stop") cutEnd(node);
@@ -117,7 +120,7 @@ export class Writer {
       return;
     }
     if (known || node.text.length > lengthOf(node.tokens)) {
-      if (children(tree, id).length) throw new Refused("It is written in another way this time: write on from here again.");
+      if (children(tree, id).length) throw new Refused("It is written otherwise this time: write on from here again.");
       node.tokens.length = Math.min(at, node.tokens.length);
       node.text = node.text.slice(0, lengthOf(node.tokens));
     }

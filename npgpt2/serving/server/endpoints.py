@@ -197,7 +197,7 @@ class Service:
             completion = parse_completion(asked, self.model)
             if len(completion.prompts) > 1:
                 raise Refused(400, f"prompt is {len(completion.prompts)} prompts, where one is expected", "prompt")
-        with self._looking_inside():
+        with self._looking_inside(environ):
             place = pages.next_place_of(self.model, completion.prompts[0], completion.settings["logit_bias"] or {})
         return as_json(place)
 
@@ -211,16 +211,18 @@ class Service:
         if len(tokens) > pages.INSPECT_LIMIT:
             most = f"{pages.INSPECT_LIMIT} can be looked into"
             raise Refused(400, f"prompt has {len(tokens):,} tokens, of which {most}", "prompt")
-        with self._looking_inside():
+        with self._looking_inside(environ):
             page = pages.inspect_page(self.model, tokens, self.names[0])
         return Answer(200, pages.TYPES["html"], page, [("Content-Security-Policy", pages.INSPECT_POLICY)])
 
     @contextmanager
-    def _looking_inside(self) -> Iterator[None]:
-        """Wait until nobody else looks inside; `Full` where that takes long."""
+    def _looking_inside(self, environ: Environ) -> Iterator[None]:
+        """Wait until nobody else looks inside; `Full` where that takes long, `Gone` where the client hasn't waited."""
         if not self._inspecting.acquire(timeout=INSPECT_PATIENCE):
             raise Full
         try:
+            if gone_of(environ)():
+                raise Gone
             yield
         finally:
             self._inspecting.release()
