@@ -20,7 +20,7 @@ export const SAMPLERS = {
     says: "the same for what was written since you pressed Write" },
   frequency_penalty: { label: "frequency penalty", least: -2, most: 2, step: 0.05, value: 0, off: 0,
     says: "the same, for each time that it was" },
-  no_repeat_ngram_size: { label: "no repeated n-grams", least: 0, most: 10, to: 1000, step: 1, value: 0, off: 0,
+  no_repeat_ngram_size: { label: "n-gram ban", least: 0, most: 10, to: 1000, step: 1, value: 0, off: 0,
     says: "never the same n tokens in a row twice" },
   min_tokens: { label: "min tokens", least: 0, most: 100, to: 4096, step: 1, value: 0, off: 0,
     says: "the model can't end the text before" },
