@@ -83,6 +83,7 @@ def _local(workers: int, threads: int) -> Iterator[str]:
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
+                memory_limit=0,  # none, since a mapped model counts for each, though they share it
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False},
                 silence_logs=logging.CRITICAL,
