@@ -747,6 +747,45 @@ def test_two_tabs_keep_what_both_write(page, browser):
         browser.switch_to.window(first)
 
 
+def test_another_tab_that_forgets_everything_leaves_one_to_write_on_in(page, browser):
+    page.type("One")
+    page.until(lambda: len(page.saved()) == 1)
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    try:
+        page.load()
+        page.click("#files")
+        page.click("#clear")
+        page.click("#clear-yes")
+        page.until(lambda: not page.saved())
+    finally:
+        browser.close()
+        browser.switch_to.window(first)
+    page.until(lambda: len(page.tree()) == 1 and page.text == "")
+    page.type("Two")
+    page.until(lambda: page.saved())
+    page.load()
+    assert (page.text, page.notice()) == ("Two", "")
+
+
+def test_what_is_typed_below_an_answer_that_never_comes_is_not_lost(page):
+    page.type(PROMPT)
+    page.run(
+        "const before = fetch; window.fetch = (path, more) => path !== 'v1/completions' || !/stream/.test(more.body)"
+        " ? before(path, more) : new Promise(resolve => { window.refuse = () =>"
+        " resolve(new Response('{\"error\": {\"message\": \"no luck\"}}', { status: 400 })); });"
+    )
+    page.click("#write")
+    page.until("return Boolean(window.refuse)")
+    page.type(" and I")
+    page.run("refuse()")
+    page.until(lambda: page.notice() == "no luck")
+    page.until(lambda: any(node["text"] == " and I" for node in page.saved().values()))
+    assert page.text == PROMPT + " and I"
+    page.load()
+    assert (page.text, page.notice()) == (PROMPT + " and I", "")
+
+
 @pytest.fixture
 def downloads(browser, tmp_path):
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
@@ -919,6 +958,13 @@ def test_the_text_of_random_trees_is_that_of_a_naive_way(page):
               if (!added.every(id => merged.nodes[id])) wrong.push("lost");
               if (merged.nodes[one].name !== "mine" || !merged.nodes[two].text.endsWith("!")) wrong.push("older");
             }
+            // What was written below a node while another tab had that forgotten: a tree that can be read.
+            const late = add(other, { parent: one, keep: textOf(other, one).length, text: "late", kind: "edit" });
+            add(other, { parent: late, keep: textOf(other, late).length, kind: "edit" });
+            const cleared = Date.now() + 1;
+            for (const id of Object.keys(other.nodes).slice(-2)) other.nodes[id].made = cleared + 1;
+            merge(other, emptyTree(cleared));
+            if (textOf(parseTree(toJSON(other), () => undefined), late) !== "late") wrong.push("orphaned");
             if (Object.keys(merge(both, emptyTree(Date.now() + 1)).nodes).length) wrong.push("not forgotten");
           }
           done(wrong);

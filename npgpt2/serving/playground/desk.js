@@ -14,10 +14,19 @@ export class Desk {
     Object.assign(this, { store, writer, settings, columns, on });
     Object.assign(this, { scores: new Map(), mine: new Set(), typed: 0, window: null, counted: null });
     const left = ofTab.json(HERE) ?? { here: lasting.get(LAST), past: [], future: [] };
-    const known = id => id === null || Boolean(this.tree.nodes[id]);
-    this.here = known(left.here) ? left.here : null;
-    this.past = left.past.filter(known);
-    this.future = left.future.filter(known);
+    Object.assign(this, { here: left.here, past: left.past, future: left.future });
+    this.leaveMissing();
+  }
+
+  has(id) {
+    return id === null || Boolean(this.tree.nodes[id]);
+  }
+
+  /** Forget the way to what is in the tree no more, as when another tab had everything forgotten. */
+  leaveMissing() {
+    this.past = this.past.filter(id => this.has(id));
+    this.future = this.future.filter(id => this.has(id));
+    if (!this.has(this.here)) this.here = null;
   }
 
   get tree() {
@@ -32,7 +41,7 @@ export class Desk {
 
   /** Show another node's text. back: whether undo leads back to the one before */
   go(id, back = true) {
-    if (id === this.here) return;
+    if (id === this.here || !this.has(id)) return;
     if (back) {
       this.past = [...this.past, this.here].slice(-MOST_STEPS);
       this.future = [];

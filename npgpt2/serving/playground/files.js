@@ -1,6 +1,6 @@
 // Where the tree is kept, and how it leaves and comes back.
 
-import { add, emptyTree, graft, merge, parseTree, toJSON } from "./tree.js";
+import { add, children, emptyTree, graft, merge, parseTree, toJSON } from "./tree.js";
 import { parseAsked } from "./settings.js";
 import { lasting } from "./storage.js";
 
@@ -30,7 +30,7 @@ export class Store {
       this.unread(error.message);
       return false;
     }
-    for (const id of this.dropped) delete stored.nodes[id];
+    for (const id of this.dropped) if (!children(stored, id).length) delete stored.nodes[id];
     merge(this.tree, stored);
     return true;
   }
@@ -48,8 +48,9 @@ export class Store {
     if (json !== this.saved && lasting.set(STORED, json)) this.saved = json;
   }
 
-  /** Take out a node that nothing came of. */
+  /** Take out a node that nothing came of, unless somebody went on from it all the same. */
   drop(id) {
+    if (children(this.tree, id).length) return;
     this.dropped.add(id);
     delete this.tree.nodes[id];
   }

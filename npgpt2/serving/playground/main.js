@@ -23,7 +23,7 @@ let drawing = false, drawn = null;
 
 problems.full = () =>
   say("This browser keeps nothing more: save the tree as a file, and have the page forget it (Files).");
-const store = new Store(() => draw(),
+const store = new Store(() => { desk.leaveMissing(); draw(); },
   why => say(`What this browser had saved can't be read: ${why}. It is kept aside.`));
 const writer = new Writer(() => store.tree, {
   grown: draw,
@@ -34,6 +34,7 @@ const writer = new Writer(() => store.tree, {
     if (node && !node.text && node.finish === "broken") {
       if (desk.here === id) desk.go(node.parent, false);
       store.drop(id);
+      desk.leaveMissing();
     }
     $("spoken").textContent = node ? `${counted(node.tokens.length)} written` : "";
     draw();

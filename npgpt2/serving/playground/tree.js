@@ -110,6 +110,11 @@ export function merge(mine, theirs) {
     }
   }
   for (const [id, node] of Object.entries(mine.nodes)) if (node.made <= mine.cleared) delete mine.nodes[id];
+  // What was written meanwhile below a forgotten node begins a text of its own.
+  for (const node of Object.values(mine.nodes)) {
+    if (node.parent !== null && !mine.nodes[node.parent]) Object.assign(node, { parent: null, keep: 0 });
+  }
+  checkEnds(mine, (node, most) => { node.keep = most; });
   return mine;
 }
 
@@ -146,7 +151,7 @@ export function parseTree(json, checkAsked) {
     nodes[id] = parseNode(said.nodes[id], id, said.nodes, checkAsked);
   }
   const tree = { format: FORMAT, version: VERSION, cleared: isWhole(said.cleared, 1e15) ? said.cleared : 0, nodes };
-  checkEnds(tree);
+  checkEnds(tree, (node, most, id) => { throw new Error(`node ${id} keeps more than there is`); });
   return tree;
 }
 
@@ -170,8 +175,8 @@ function parseNode(node, id, all, checkAsked) {
   return asked ? { ...kept, asked } : kept;
 }
 
-/** No node may be its own ancestor, or keep more than there is. */
-function checkEnds(tree) {
+/** No node may be its own ancestor. tooMuch(node, most, id): for one that keeps more than there is */
+function checkEnds(tree, tooMuch) {
   const lengths = new Map([[null, 0]]);
   for (const start of Object.keys(tree.nodes)) {
     const path = [];
@@ -180,9 +185,9 @@ function checkEnds(tree) {
       path.push(at);
     }
     for (const at of path.reverse()) {
-      const { parent, keep, text } = tree.nodes[at];
-      if (keep > lengths.get(parent)) throw new Error(`node ${at} keeps more than there is`);
-      lengths.set(at, keep + text.length);
+      const node = tree.nodes[at], most = lengths.get(node.parent);
+      if (node.keep > most) tooMuch(node, most, at);
+      lengths.set(at, node.keep + node.text.length);
     }
   }
 }
