@@ -153,6 +153,8 @@ class GPT2:
         """Raise ValueError where the file was written to after it was opened, and other numbers would be used."""
         if isinstance(self.weights, Weights):
             self.weights.check_unchanged()
+        if self.draft is not None:
+            self.draft._check_file()
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -316,6 +316,16 @@ def test_a_draft_of_another_size_or_vocabulary_is_refused_by_name(large, model, 
         npgpt2.load(tiny, draft=tmp_path / "no-such.npz")
 
 
+def test_a_draft_whose_file_was_written_to_is_refused_as_a_model_is(model, tiny, tmp_path):
+    path = tmp_path / "draft.npz"
+    path.write_bytes(tiny.read_bytes())
+    drafted = GPT2(model.weights, draft=npgpt2.load(path))
+    with open(path, "ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ValueError, match=r"draft\.npz: was changed while it was open"):
+        drafted.generate("A language", length=3)
+
+
 def test_vocabularies_written_otherwise_are_the_same(tiny, model, tmp_path):
     texts = model.weights.vocabulary()
     path = tmp_path / "spaced.npz"
