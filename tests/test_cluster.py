@@ -277,6 +277,23 @@ def test_a_task_that_dask_gives_up_is_tried_again(outcome, client, undisturbed, 
     assert lines_of(output) == expected
 
 
+def test_a_task_that_cannot_be_sent_is_tried_again(client, undisturbed, output, tiny):
+    path, expected = undisturbed
+    submit, failed = client.submit, []
+
+    def fail_once(function, arguments, **more):
+        if arguments[1] and not failed:
+            failed.append(arguments)
+            raise RuntimeError("no room to send it")
+        return submit(function, arguments, **more)
+
+    client.submit = fail_once
+    client.add("w0")
+    said = answer(path, output, tiny, client)
+    assert lines_of(output) == expected
+    assert "worker w0: RuntimeError: no room to send it; its requests are tried again" in said
+
+
 # ---- Workers that can't answer
 
 
@@ -358,6 +375,18 @@ def test_a_scheduler_that_does_not_answer_is_not_waited_for_forever(how, client,
     client.scheduler.identity = identity
     with pytest.raises(ConnectionError, match="tcp://fake: the scheduler doesn't answer; run again to go on"):
         answer(path, output, tiny, client, patience=0.1)
+
+
+def test_a_look_at_the_workers_that_fails_is_the_end(client, undisturbed, output, tiny):
+    """Since nobody would ever know of a worker that dies."""
+    path, _ = undisturbed
+
+    async def identity():
+        return {}
+
+    client.scheduler.identity = identity
+    with pytest.raises(KeyError, match="workers"):
+        answer(path, output, tiny, client)
 
 
 def test_ctrl_c_lets_go_of_all_tasks(client, undisturbed, output, tiny):

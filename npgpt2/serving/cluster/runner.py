@@ -117,8 +117,11 @@ class _Run:
         watching = self._start(self._watch())
         try:
             while self._jobs.left or any(job.lines for worker in self._workers.values() for job in worker.jobs):
+                ended = watching.done()  # having said why, or else by an error of its own
                 self._hand_out()
                 yield from self._wait(progress)
+                if ended:
+                    watching.result()
                 self._look_for_nobody()
         finally:
             watching.cancel()
@@ -175,17 +178,18 @@ class _Run:
 
     async def _follow(self, worker: _Worker, job: Job) -> None:
         """Have a worker do a micro-batch. Cancelled, this forgets about it, and so does the scheduler."""
-        data = packed(self._work, job.lines)
-        future = self._client.submit(
-            pickle.loads, data, key=next(self._keys), workers=[worker.address], allow_other_workers=False, pure=False
-        )
+        data, key, future = packed(self._work, job.lines), next(self._keys), None
         outcome: object
         try:
+            future = self._client.submit(
+                pickle.loads, data, key=key, workers=[worker.address], allow_other_workers=False, pure=False
+            )
             outcome = await future
         except Exception as error:  # whatever it is, it is this micro-batch's outcome
             outcome = error
         finally:
-            future.release()
+            if future:
+                future.release()
         self._events.put((worker, job, outcome))
 
     # ---- Who is there
