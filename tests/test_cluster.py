@@ -466,6 +466,17 @@ def test_what_a_worker_died_of_is_cut_up_and_waits_behind_what_nobody_is_to_blam
     assert not jobs.left
 
 
+def test_what_a_worker_had_no_time_for_is_cut_up_and_not_suspected(lines):
+    jobs = Jobs(iter([]), 0, slots=4)
+    all_lines = [*lines()]
+    jobs.shorten(Job(all_lines[:10]))
+    parts = [jobs.take(0.0, 1) for _ in range(4)]
+    assert sorted(line.number for part in parts for line in part.lines) == [*range(1, 11)]
+    assert not any(part.suspect for part in parts)
+    jobs.shorten(Job(all_lines[:1], suspect=True, losses=2))
+    assert (jobs.take(0.0, 1).losses, jobs.left) == (2, False)
+
+
 # ---- On a worker
 
 

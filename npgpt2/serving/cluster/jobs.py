@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from npgpt2.serving.batch import Answer
@@ -101,12 +101,15 @@ class Jobs:
         else:
             self._returned.appendleft(job)
 
+    def shorten(self, job: Job) -> None:
+        """It was too long for what was left of its worker's time, whom nobody is to blame for."""
+        for part in _parts(job.lines):
+            self.give_back(replace(job, lines=part, handle=None))
+
     def lose(self, job: Job, why: str) -> list[Answer]:
         """Its worker was lost, or failed, while it was at this; returns what became known by it."""
         if len(job.lines) > 1:
-            size = -(-len(job.lines) // PARTS)
-            parts = [job.lines[at : at + size] for at in range(0, len(job.lines), size)]
-            self._returned += [Job(part, suspect=True) for part in parts]
+            self._returned += [Job(part, suspect=True) for part in _parts(job.lines)]
             return []
         job.suspect, job.losses = True, job.losses + 1
         if job.losses < LOSSES:
@@ -114,3 +117,8 @@ class Jobs:
             return []
         body = error_body(f"given up after {LOSSES} workers died of it, or failed: {why}", type="server_error")
         return [(line, 500, body) for line in job.lines]
+
+
+def _parts(lines: list[Line]) -> list[list[Line]]:
+    size = -(-len(lines) // PARTS)
+    return [lines[at : at + size] for at in range(0, len(lines), size)]

@@ -200,7 +200,7 @@ class _Run:
             info = seen.workers.get(address)
             if info is None or info["local_directory"] != worker.process:
                 del self._workers[address]
-                found += self._lose(worker, "it died")
+                found += self._lose(worker, "it ended" if worker.leaving else "it died")
         patience = max(self._patience, PATIENCE_WORKER * len(seen.workers))
         for address, info in seen.workers.items():
             worker = self._workers.setdefault(address, _Worker(address, info["local_directory"], info["last_seen"]))
@@ -227,7 +227,7 @@ class _Run:
         for job in reversed(jobs[1:]):
             self._jobs.give_back(job)
         if worker.leaving:
-            self._jobs.give_back(jobs[0])
+            self._jobs.shorten(jobs[0])
             return []
         return self._jobs.lose(jobs[0], why)
 
