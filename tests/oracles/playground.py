@@ -13,6 +13,7 @@ class Page:
 
     def open(self, settings=None, tree=None):
         """With nothing saved but these settings, and what stands in the place of a tree."""
+        self.browser.get("about:blank")  # so that the page before, whose server may be gone, asks no more
         for log in ("browser", "performance"):
             self.browser.get_log(log)  # of the page before
         stored = json.dumps(json.dumps({"max_tokens": 12, "temperature": 0.7} | (settings or {})))

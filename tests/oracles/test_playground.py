@@ -1082,7 +1082,8 @@ def free_port():
         return found.getsockname()[1]
 
 
-REFUSED = r"net::ERR_CONNECTION_REFUSED"
+# What a browser notes of a server that is not there, or that ends while it is asked.
+REFUSED = r"net::ERR_CONNECTION_(REFUSED|RESET)"
 
 
 def test_a_server_that_is_gone_is_said_to_be_and_the_text_goes_on_when_it_is_back(browser, storyteller, expected):
@@ -1090,6 +1091,7 @@ def test_a_server_that_is_gone_is_said_to_be_and_the_text_goes_on_when_it_is_bac
     with serving("--grace", 0, "--port", port) as served:
         page = Page(browser, served.port).open({"max_tokens": 120}).ready()
         page.type(PROMPT)
+        page.known()
         page.seed(7)
         page.click("#write")
         page.until(lambda: len(page.text) > len(PROMPT) + 20)

@@ -1,7 +1,7 @@
 // What is on the desk: which node's text is shown, the way that led there, and what happens to it.
 
 import { fitting, score, server } from "./api.js";
-import { add, change, children, cut, keptBy, pathTo, siblings, textOf } from "./tree.js";
+import { add, change, children, hasGap, keptBy, piecesOf, siblings, textOf } from "./tree.js";
 import { LADDER } from "./views.js";
 import { SAMPLERS } from "./settings.js";
 import { lasting, ofTab } from "./storage.js";
@@ -92,20 +92,7 @@ export class Desk {
 
   /** The text of a node as pieces, with probabilities as far as they are known. */
   pieces(id = this.here) {
-    let pieces = this.scores.get("") ?? [], text = "";
-    for (const at of pathTo(this.tree, id)) {
-      const node = this.tree.nodes[at];
-      text = text.slice(0, node.keep) + node.text;
-      pieces = cut(pieces, node.keep);
-      let start = node.keep;
-      for (const [token, said, logprob, top] of node.tokens) {
-        pieces.push({ start, text: said, id: token, logprob, top });
-        start += said.length;
-      }
-      if (start < text.length) pieces.push({ start, text: text.slice(start) });
-      if (hasGap(pieces) && this.scores.has(text)) pieces = this.scores.get(text);
-    }
-    return pieces;
+    return piecesOf(this.tree, id, text => this.scores.get(text));
   }
 
   /** Ask for the probabilities of what is shown, where they aren't known. */
@@ -238,5 +225,3 @@ export class Desk {
     return { node: { asked, tokens: [], finish: "length" }, prompt: text.slice(from), next: true };
   }
 }
-
-const hasGap = pieces => pieces.some(piece => piece.id === undefined);

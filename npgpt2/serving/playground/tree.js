@@ -48,21 +48,27 @@ export const keptBy = (tree, id) => textOf(tree, tree.nodes[id].parent).slice(0,
 /**
  * The text as pieces with places: tokens, where they are known, and what is between them.
  * Each: start, text, and of a token id, logprob and top, the likeliest in its place, which may be missing.
+ * scored: gives the pieces of a text if they are known from elsewhere, for where something is between tokens
  */
-export function piecesOf(tree, id) {
-  let pieces = [];
+export function piecesOf(tree, id, scored = () => undefined) {
+  let pieces = [], whole = "";
   for (const at of pathTo(tree, id)) {
     const { keep, text, tokens } = tree.nodes[at];
+    whole = whole.slice(0, keep) + text;
     pieces = cut(pieces, keep);
     let start = keep;
     for (const [token, said, logprob, top] of tokens) {
       pieces.push({ start, text: said, id: token, logprob, top });
       start += said.length;
     }
-    if (start < keep + text.length) pieces.push({ start, text: text.slice(start - keep) });
+    if (start < whole.length) pieces.push({ start, text: whole.slice(start) });
+    if (hasGap(pieces)) pieces = scored(whole) ?? pieces;
   }
   return pieces;
 }
+
+/** Whether some of the text is in no token. */
+export const hasGap = pieces => pieces.some(piece => piece.id === undefined);
 
 /** Pieces up to a place of the text. A token that goes beyond it is a token no more. */
 export function cut(pieces, end) {
