@@ -542,6 +542,8 @@ def test_there_is_a_way_back_to_every_node(page):
 
 def test_branches_have_names(page):
     grow(page)
+    page.until(lambda: any(node["text"] == " Then" for node in page.saved().values()))
+    before = {id: node["rev"] for id, node in page.saved().items()}
     page.click("#rename")
     page.press("a fine one")
     page.press(Keys.ENTER)
@@ -555,6 +557,9 @@ def test_branches_have_names(page):
     page.press("nothing")
     page.press(Keys.ESCAPE)
     page.until(lambda: page.here() == "a better one")
+    page.until(lambda: any(node.get("name") == "a better one" for node in page.saved().values()))
+    # Who names a node has no newer text than the tab that is just writing it.
+    assert {id: node["rev"] for id, node in page.saved().items()} == before
     page.load()
     assert page.here() == "a better one"
 
@@ -747,6 +752,17 @@ def test_two_tabs_keep_what_both_write(page, browser):
         browser.switch_to.window(first)
 
 
+def test_what_another_tab_saved_over_is_saved_again(page):
+    page.type("One")
+    page.until(lambda: page.saved())
+    page.run(
+        "localStorage['npgpt2.tree'] = arguments[0];"
+        " dispatchEvent(new StorageEvent('storage', { key: 'npgpt2.tree', newValue: arguments[0] }))",
+        json.dumps(tree_of()),
+    )
+    page.until(lambda: [node["text"] for node in page.saved().values()] == ["One"])
+
+
 def test_another_tab_that_forgets_everything_leaves_one_to_write_on_in(page, browser):
     page.type("One")
     page.until(lambda: len(page.saved()) == 1)
@@ -899,6 +915,26 @@ def test_what_is_saved_and_cannot_be_read_is_kept_aside(page):
     assert page.run("return localStorage['npgpt2.tree.unread']") == later
 
 
+def test_what_there_is_no_room_to_keep_aside_stays_where_it_is(page):
+    later = json.dumps(tree_of() | {"version": 2, "more": "x" * 3_000_000})
+    page.open(tree=later).ready()
+    page.type(PROMPT)
+    page.until(lambda: "There is no room to keep it aside" in page.notice())
+    page.run("dispatchEvent(new Event('pagehide'))")
+    assert page.run("return localStorage['npgpt2.tree'].length") == len(later)
+    page.click("#files")
+    page.click("#clear")
+    page.click("#clear-yes")
+    page.type("x")
+    page.until(lambda: page.saved())
+
+
+def test_a_tree_that_grew_beyond_what_a_file_may_have_is_read(page):
+    long = tree_of(**{A: NODE | {"text": "x" * 1_200_000}, B: NODE | {"parent": A, "keep": 1_100_000, "text": "y"}})
+    page.open(tree=json.dumps(long | {"nodes": long["nodes"] | {f"n{i:09}": NODE for i in range(20_000)}})).ready()
+    assert (page.notice(), len(page.saved())) == ("", 20_002)
+
+
 def test_forgetting_everything_asks_first(page):
     page.type(PROMPT)
     page.until(lambda: page.saved())
@@ -921,7 +957,7 @@ def test_the_text_of_random_trees_is_that_of_a_naive_way(page):
             """
         const done = arguments[arguments.length - 1];
         import("/tree.js").then(tree_ => {
-          const { add, change, emptyTree, graft, merge, parseTree, piecesOf, textOf, toJSON } = tree_;
+          const { add, change, emptyTree, graft, holds, merge, parseTree, piecesOf, textOf, toJSON } = tree_;
           let state = 1;
           const random = n => (state = (state * 48271) % 2147483647) % n;
           const wrong = [];
@@ -958,6 +994,9 @@ def test_the_text_of_random_trees_is_that_of_a_naive_way(page):
               if (!added.every(id => merged.nodes[id])) wrong.push("lost");
               if (merged.nodes[one].name !== "mine" || !merged.nodes[two].text.endsWith("!")) wrong.push("older");
             }
+            if (!holds(both, mine) || !holds(both, theirs) || holds(mine, theirs)) wrong.push("not held");
+            const ahead = emptyTree(Date.now() + 1e6), soon = add(ahead, { text: "s", kind: "edit" });
+            if (!merge(ahead, emptyTree()).nodes[soon]) wrong.push("forgotten beforehand");
             // What was written below a node while another tab had that forgotten: a tree that can be read.
             const late = add(other, { parent: one, keep: textOf(other, one).length, text: "late", kind: "edit" });
             add(other, { parent: late, keep: textOf(other, late).length, kind: "edit" });

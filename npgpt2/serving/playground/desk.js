@@ -141,7 +141,8 @@ export class Desk {
   }
 
   name(id, name) {
-    change(this.tree, id, { name: name || undefined, named: Date.now() });
+    // A name has a time of its own: the node is no newer by it than in the tab that is just writing it.
+    Object.assign(this.tree.nodes[id], { name: name || undefined, named: Date.now() });
     this.on.changed();
   }
 

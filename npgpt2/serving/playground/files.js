@@ -1,16 +1,19 @@
 // Where the tree is kept, and how it leaves and comes back.
 
-import { add, children, emptyTree, graft, merge, parseTree, toJSON } from "./tree.js";
+import { add, children, emptyTree, graft, holds, merge, parseTree, toJSON } from "./tree.js";
 import { parseAsked } from "./settings.js";
 import { lasting } from "./storage.js";
 
-const STORED = "npgpt2.tree", PAUSE = 250, MOST = 2e7, MOST_TEXT = 1e6;
+const STORED = "npgpt2.tree", UNREAD = `${STORED}.unread`, PAUSE = 250, MOST = 2e7, MOST_TEXT = 1e6;
 
 /** The tree in this browser's storage, which several tabs share: each saves what all of them wrote. */
 export class Store {
-  /** came: called when another tab saved something · unread: where what was saved can't be read, with why */
+  /**
+   * came: called when another tab saved something · unread: where what was saved can't be read, with why, and whether it
+   * could be kept aside; else nothing is saved in its place
+   */
   constructor(came, unread) {
-    Object.assign(this, { unread, tree: emptyTree(), saved: null, timer: null, dropped: new Set() });
+    Object.assign(this, { unread, tree: emptyTree(), saved: null, timer: null, dropped: new Set(), blocked: false });
     this.take(lasting.get(STORED));
     addEventListener("storage", event => {
       if (event.key === STORED && this.take(event.newValue)) came();
@@ -24,14 +27,17 @@ export class Store {
     if (!json || json === this.saved) return false;
     let stored;
     try {
-      stored = parseTree(json, parseAsked);
+      stored = parseTree(json, parseAsked, Infinity);
     } catch (error) {
-      lasting.set(`${STORED}.unread`, json);
-      this.unread(error.message);
+      this.blocked = json !== lasting.get(UNREAD) && !lasting.set(UNREAD, json);
+      this.unread(error.message, !this.blocked);
       return false;
     }
+    this.blocked = false;
     for (const id of this.dropped) if (!children(stored, id).length) delete stored.nodes[id];
+    const behind = !holds(stored, this.tree); // two tabs can save at the same time, and the later one wins
     merge(this.tree, stored);
+    if (behind) this.saved = null;
     return true;
   }
 
@@ -45,7 +51,7 @@ export class Store {
     this.timer = null;
     this.take(lasting.get(STORED));
     const json = toJSON(this.tree);
-    if (json !== this.saved && lasting.set(STORED, json)) this.saved = json;
+    if (!this.blocked && json !== this.saved && lasting.set(STORED, json)) this.saved = json;
   }
 
   /** Take out a node that nothing came of, unless somebody went on from it all the same. */
@@ -56,8 +62,9 @@ export class Store {
   }
 
   clear() {
-    merge(this.tree, emptyTree(Date.now()));
-    lasting.remove(`${STORED}.unread`);
+    merge(this.tree, emptyTree(Object.values(this.tree.nodes).reduce((last, { made }) => Math.max(last, made), Date.now())));
+    for (const key of [UNREAD, STORED]) lasting.remove(key);
+    this.blocked = false;
     this.save();
   }
 }

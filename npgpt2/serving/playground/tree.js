@@ -17,10 +17,13 @@ export const freshId = () =>
 /** cleared: when somebody had everything forgotten, in milliseconds since 1970 */
 export const emptyTree = (cleared = 0) => ({ format: FORMAT, version: VERSION, cleared, nodes: {} });
 
+/** When a node is made: after what was forgotten, even where the clock was set back. */
+const now = tree => Math.max(Date.now(), tree.cleared + 1);
+
 /** Put a node into the tree. Returns its id. */
 export function add(tree, { parent = null, keep = 0, text = "", tokens = [], kind, ...more }) {
   const id = freshId();
-  tree.nodes[id] = { parent, keep, text, tokens, kind, made: Date.now(), rev: 0, ...more };
+  tree.nodes[id] = { parent, keep, text, tokens, kind, made: now(tree), rev: 0, ...more };
   return id;
 }
 
@@ -124,22 +127,27 @@ export function merge(mine, theirs) {
   return mine;
 }
 
+/** Whether a tree has all that another has, or newer. */
+export const holds = (tree, other) => tree.cleared >= other.cleared && Object.entries(other.nodes).every(([id, node]) =>
+  tree.nodes[id]?.rev >= node.rev && (tree.nodes[id].named ?? 0) >= (node.named ?? 0));
+
 /** What is saved: all but the likeliest of each place, which can be asked for again. */
 export const toJSON = tree => JSON.stringify(tree, (key, value) => key === "tokens" && Array.isArray(value)
   ? value.map(token => token.slice(0, 3)) : value);
 
 // ---- Trees from elsewhere
 
-const LIMITS = { nodes: 20000, text: 1e6, tokens: 20000, name: 200 };
+// nodes: of a file, so that the page can draw them all; one's own tree may have grown beyond
+const LIMITS = { nodes: 20000, text: 2e7, tokens: 20000, name: 200 };
 const KINDS = ["write", "edit", "choose", "import"];
 const isText = (value, most) => typeof value === "string" && value.length <= most;
 const isWhole = (value, most) => Number.isInteger(value) && value >= 0 && value <= most;
 
 /**
  * A tree from a file or from storage, with nothing in it but what one has; Error says in a line what is wrong.
- * checkAsked: does the same for the request of a node, or gives back undefined.
+ * checkAsked: does the same for the request of a node, or gives back undefined · most: how many nodes it may have
  */
-export function parseTree(json, checkAsked) {
+export function parseTree(json, checkAsked, most = LIMITS.nodes) {
   let said;
   try {
     said = JSON.parse(json);
@@ -150,7 +158,7 @@ export function parseTree(json, checkAsked) {
   if (!isTree) throw new Error("it holds no tree of npgpt2");
   if (said.version !== VERSION) throw new Error(`its version is ${JSON.stringify(said.version)}, not ${VERSION}`);
   const ids = Object.keys(said.nodes);
-  if (ids.length > LIMITS.nodes) throw new Error(`it has ${ids.length} nodes, more than ${LIMITS.nodes}`);
+  if (ids.length > most) throw new Error(`it has ${ids.length} nodes, more than ${most}`);
   const nodes = {};
   for (const id of ids) {
     if (!ID.test(id)) throw new Error("a node has no id of ours");
@@ -183,11 +191,11 @@ function parseNode(node, id, all, checkAsked) {
 
 /** No node may be its own ancestor. tooMuch(node, most, id): for one that keeps more than there is */
 function checkEnds(tree, tooMuch) {
-  const lengths = new Map([[null, 0]]);
-  for (const start of Object.keys(tree.nodes)) {
+  const lengths = new Map([[null, 0]]), ids = Object.keys(tree.nodes);
+  for (const start of ids) {
     const path = [];
     for (let at = start; !lengths.has(at); at = tree.nodes[at].parent) {
-      if (path.length > LIMITS.nodes) throw new Error(`node ${start} is its own ancestor`);
+      if (path.length > ids.length) throw new Error(`node ${start} is its own ancestor`);
       path.push(at);
     }
     for (const at of path.reverse()) {
@@ -204,7 +212,7 @@ export function graft(tree, other) {
   for (const [id, node] of Object.entries(other.nodes)) {
     const finish = node.finish === "writing" ? "broken" : node.finish;
     const parent = node.parent === null ? null : ids.get(node.parent);
-    tree.nodes[ids.get(id)] = { ...node, parent, finish, made: Date.now() };
+    tree.nodes[ids.get(id)] = { ...node, parent, finish, made: now(tree) };
   }
   return [...ids.values()];
 }
