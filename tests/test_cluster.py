@@ -9,7 +9,9 @@ import json
 import pickle
 import socket
 import sys
+import threading
 from concurrent.futures import CancelledError
+from contextlib import suppress
 
 import pytest
 from clusters import FakeClient, Never, answer, lines_of, wait_until, write_requests
@@ -564,6 +566,15 @@ def test_a_batch_without_anything_left_to_do_needs_no_cluster(run, undisturbed, 
     )
 
 
+def speak(server, said):
+    """Say something to whoever comes, and wait until they leave."""
+    connection, _ = server.accept()
+    with connection, suppress(ConnectionError):
+        connection.sendall(said)
+        while connection.recv(2**16):
+            pass
+
+
 def test_what_is_no_cluster_is_said(run, undisturbed, output, tmp_path, monkeypatch):
     path, _ = undisturbed
     words = ("batch", path, "-o", output, "-m", "MODEL", "--dask")
@@ -581,6 +592,12 @@ def test_what_is_no_cluster_is_said(run, undisturbed, output, tmp_path, monkeypa
         (tmp_path / "other.json").write_text(json.dumps({"address": address}))
         failed(run(*words, address), 1, f"{address}: no Dask scheduler answers there")
         failed(run(*words, tmp_path / "other.json"), 1, f"other.json: no Dask scheduler answers at {address}")
+    with socket.create_server(("127.0.0.1", 0)) as talking:
+        where = f"tcp://127.0.0.1:{talking.getsockname()[1]}"
+        speaking = threading.Thread(target=speak, args=(talking, b"SSH-2.0-OpenSSH_9.6\r\n"))
+        speaking.start()
+        failed(run(*words, where), 1, f"{where}: no Dask scheduler answers there")
+        speaking.join()
     for wrong in ("nonsense://127.0.0.1:1", "tcp://", "tls://127.0.0.1:1"):
         failed(run(*words, wrong), 1, f"{wrong}: no Dask scheduler answers there (")
     monkeypatch.setitem(sys.modules, "distributed", None)

@@ -57,7 +57,7 @@ def connect(where: str, workers: int | None = None, threads: int | None = None) 
         try:
             asyncio.run(asyncio.wait_for(_check_scheduler(address), CONNECT))
             client = Client(address, timeout=CONNECT, set_as_default=False)
-        except (OSError, TypeError, ValueError, TimeoutError) as error:
+        except (OSError, TypeError, ValueError, MemoryError, TimeoutError) as error:  # of a size that is none, too
             at = "there" if address == where else f"at {address}, which is in it"
             why = f" ({error})" if str(error) else ""
             raise ConnectionError(f"{where}: no Dask scheduler answers {at}{why}") from None
