@@ -19,6 +19,7 @@ from commands import failed
 from distributed import LocalCluster
 
 import npgpt2
+from npgpt2 import Engine
 from npgpt2.serving import Origin, Requests, answers
 from npgpt2.serving.cluster import Work, connect, runner
 from npgpt2.serving.cluster import client as client_module
@@ -235,20 +236,22 @@ def test_a_line_that_kills_whoever_is_given_it_is_an_error_and_all_others_are_an
         assert len(with_it) <= LOSSES + 3
 
 
-def test_a_line_that_workers_fail_at_is_an_error_and_all_others_are_answered(client, undisturbed, output, tiny):
+@pytest.mark.parametrize("names", [{"r7"}, {f"r{number}" for number in range(0, 30, 5)}])
+def test_lines_that_workers_fail_at_are_errors_and_all_others_are_answered(names, client, undisturbed, output, tiny):
+    """Also where nothing else is left, at which the only worker would succeed."""
     path, expected = undisturbed
 
     def fail(work, lines, worker):
-        if "r7" in ids(lines):
+        if names & set(ids(lines)):
             return Problem("RecursionError: too deep", unfit=False)
         return answer_lines(work, lines)
 
     client.add("w0", fail)
     said = answer(path, output, tiny, client)
-    assert [*errors(output)] == ["r7"]
-    assert "RecursionError: too deep" in errors(output)["r7"]
+    assert set(errors(output)) == names
+    assert all("RecursionError: too deep" in message for message in errors(output).values())
     assert "worker w0: RecursionError: too deep; its requests are tried again" in said
-    assert set(expected) - set(lines_of(output)) == {line for line in expected if b'"r7"' in line}
+    assert {json.loads(line)["custom_id"] for line in set(expected) - set(lines_of(output))} == names
 
 
 def test_a_worker_that_fails_at_everything_is_not_given_more(client, undisturbed, output, tiny):
@@ -533,6 +536,14 @@ def test_whatever_goes_wrong_with_lines_comes_back_as_a_text(work, lines, monkey
     problem = answer_lines(work, [*lines()][:1])
     assert not problem.unfit
     assert problem.why.startswith("RecursionError: ")
+
+
+def test_a_worker_that_cannot_write_a_single_token_is_unfit(work, lines, monkeypatch):
+    def fail(engine):
+        raise MemoryError
+
+    monkeypatch.setattr(Engine, "step", fail)
+    assert answer_lines(work, [*lines()][:1]) == Problem("MemoryError:", unfit=True)
 
 
 # ---- Dask itself

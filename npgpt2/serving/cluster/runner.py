@@ -34,7 +34,8 @@ AHEAD = 2
 PATIENCE, PATIENCE_WORKER = 30.0, 0.02
 # Seconds between two looks at who is there, and more by this for each worker, about whom the scheduler tells 2 kB.
 LOOK, LOOK_WORKER = 0.5, 0.005
-# Micro-batches in a row that a worker may fail at. A single request that is to blame for all comes up less often.
+# Micro-batches in a row that a worker may fail at, if there are others. A single request that is to blame for all comes
+# up less often.
 FAILURES = LOSSES + 2
 # Seconds after which files are synced, and what doesn't come as an event is looked at.
 TICK = 0.25
@@ -263,7 +264,7 @@ class _Run:
         for worker in self._workers.values():
             if not (worker.ready or worker.unfit or worker.frozen or worker.leaving or worker.jobs):
                 self._give(worker, Job([]))
-        usable = [w for w in self._workers.values() if w.ready and not (w.unfit or w.frozen or w.leaving)]
+        usable = self._usable
         for had in range(AHEAD):
             for worker in usable:
                 if len(worker.jobs) != had or (had and (self._jobs.suspect or worker.jobs[0].suspect)):
@@ -272,6 +273,11 @@ class _Run:
                 if job is None:
                     return
                 self._give(worker, job)
+
+    @property
+    def _usable(self) -> list[_Worker]:
+        """Those that can be given lines."""
+        return [w for w in self._workers.values() if w.ready and not (w.unfit or w.frozen or w.leaving)]
 
     def _second(self, usable: list[_Worker]) -> Job | None:
         """What waits behind something that takes longer than all that others had, who have nothing any more."""
@@ -304,10 +310,12 @@ class _Run:
             return [(lines[number], status, body) for number, status, body in outcome.answers]
         if isinstance(outcome, ImportError | AttributeError):
             outcome = Problem(f"hasn't got npgpt2 {self._work.version} ({outcome})", unfit=True)
-        if not isinstance(outcome, Problem):
-            outcome = Problem(f"{type(outcome).__name__}: {outcome}", unfit=not job.lines)
         worker.failures += 1
-        if not outcome.unfit and worker.failures < FAILURES:
+        too_often = worker.failures >= FAILURES
+        if not isinstance(outcome, Problem):
+            outcome = Problem(f"{type(outcome).__name__}: {outcome}", unfit=too_often or not job.lines)
+        others = any(other is not worker for other in self._usable)
+        if not outcome.unfit and not (too_often and others):  # the last one may have nothing but bad lines left
             self._say(f"worker {worker.address}: {outcome.why}; its requests are tried again")
             return self._jobs.lose(job, outcome.why)
         worker.unfit = outcome.why

@@ -92,7 +92,8 @@ def answer_lines(work: Work, lines: list[Line]) -> Report | Problem:
         try:
             return _answer(model, work, lines)
         except Exception as error:
-            return Problem(_describe(error), unfit=False)
+            why = _describe(error)
+        return Problem(why, unfit=not _works(model))  # out here, where the memory that it took is free again
 
 
 def _answer(model: GPT2, work: Work, lines: list[Line]) -> Report:
@@ -106,6 +107,15 @@ def _answer(model: GPT2, work: Work, lines: list[Line]) -> Report:
     answers = [(line.number, status, body) for line, status, body in found]
     threads = work.threads or count_threads()
     return Report(answers, perf_counter() - start, written, saved, threads, os.cpu_count() or 1, socket.gethostname())
+
+
+def _works(model: GPT2) -> bool:
+    """Whether a token can be had here, so that it's the lines that something is wrong with."""
+    try:
+        model.generate_tokens([0], length=1)
+    except Exception:
+        return False
+    return True
 
 
 def _describe(error: Exception) -> str:
