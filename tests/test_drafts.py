@@ -240,6 +240,7 @@ def test_a_pass_of_the_draft_that_fails_is_made_again(large, free, monkeypatch):
     assert request.tokens == large.generate_tokens([1, 2, 3], length=30, temperature=1, seed=1).tolist()
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # of BLAS's threads, too
 @pytest.mark.usefixtures("free")
 def test_a_pickled_model_keeps_its_draft_and_a_forked_process_its_guesses(large):
     settings = {"length": 30, "temperature": 1.0, "seed": 1}
