@@ -129,12 +129,13 @@ def test_a_draft_changes_no_text(served, tiny):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--port", "65536"], "65536"), (["--port", "-1"], "port"), (["--port", "http"], "http"),
-        (["--slots", "0"], "slots"),
+        (["--port", "65536"], "65536"), (["--port", "0000000065536"], "65536"), (["--port", ""], "port"),
+        (["--port", "-1"], "port"), (["--port", "http"], "http"), (["--slots", "0"], "slots"),
         (["--queue", "-1"], "queue"), (["--grace", "-1"], "grace"), (["--host", "nowhere.example"], "nowhere.example"),
         (["--host", "0.0.0.0"], "--api-key-file"), (["--host", "::"], "--no-key"), (["--host", "10.0.0.1"], "--no-key"),
         (["--cors-origin", "*"], "no origin"), (["--cors-origin", "https://a.example/page"], "no origin"),
-        (["--allowed-host", "http://a.example"], "no name"), (["--no-key", "--api-key-file", "k"], "both"),
+        (["--allowed-host", "http://a.example"], "no name"), (["--allowed-host", "*.example"], "no name"),
+        (["--no-key", "--api-key-file", "k"], "both"),
     ],
 )  # fmt: skip
 def test_options_that_are_wrong_are_refused(run, monkeypatch, options, said):

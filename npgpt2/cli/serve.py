@@ -21,9 +21,10 @@ LOGGING = Lock()
 
 def port(text: str) -> int:
     """An argument type: a port's number, or 0 for any that is free."""
-    if not (text.isascii() and text.isdigit() and int(text[:9]) <= 65535):
+    digits = text.lstrip("0") or text[:1]
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and int(digits) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is no port, from 0 to 65535")
-    return int(text)
+    return int(digits)
 
 
 def add_commands(commands: Commands[Parser]) -> None:

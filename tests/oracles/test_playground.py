@@ -789,7 +789,7 @@ def test_what_is_typed_below_an_answer_that_never_comes_is_not_lost(page):
     page.run(
         "const before = fetch; window.fetch = (path, more) => path !== 'v1/completions' || !/stream/.test(more.body)"
         " ? before(path, more) : new Promise(resolve => { window.refuse = () =>"
-        " resolve(new Response('{\"error\": {\"message\": \"no luck\"}}', { status: 400 })); });"
+        ' resolve(new Response(\'{"error": {"message": "no luck"}}\', { status: 400 })); });'
     )
     page.click("#write")
     page.until("return Boolean(window.refuse)")

@@ -29,7 +29,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 # What of JSON opens and closes; strings, also those without an end, are passed over whole.
 _BRACKETS = regex.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', regex.DOTALL)
 _ORIGIN = regex.compile(r"[a-z][a-z0-9+.-]*://[^/*\s]+")
-_HOST = regex.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:,/@\s]+))(?::[0-9]{1,5})?")
+_HOST = regex.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:,/@*\s]+))(?::[0-9]{1,5})?")
 
 
 class Refused(Exception):

@@ -71,7 +71,7 @@ class Metrics:
             self._counts[name, reason] += number
 
     def observe(self, name: str, seconds: float) -> None:
-        """Take note of a time, `first_token` or `between_tokens`."""
+        """Take note of a time, `to_first_token` or `between_tokens`."""
         with self._lock:
             self._times[f"time_{name}_seconds"].observe(seconds)
 
