@@ -327,6 +327,7 @@ def test_the_commands_options_are_the_librarys_settings(run, model):
         (["--beams", "2", "--nsamples", "0"], "--nsamples has no part"),
         (["--beams", "2", "--batch-size", "2"], "--batch-size has no part"),
         (["--beams", "2", "--best-of", "2"], "--best-of has no part"),
+        (["--beams", "2", "--draft-model", "124M"], "--draft-model has no part"),
         (["--beams", "0"], "'0' is not a whole number of at least 1"),
         (["--beams", "129"], "beams is 129, where a whole number from 1 to 128 is expected"),
         (["--beams", "2", "--length-penalty", "11"], "length_penalty is 11.0"),

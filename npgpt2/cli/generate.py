@@ -42,7 +42,7 @@ from npgpt2.samplers import FILTERS
 
 # By what the option is given. What has no part in a search is all that is about drawing.
 EARLY_STOPPING: dict[str | None, EarlyStopping] = {"false": False, "true": True, "never": "never"}
-NOT_WITH_BEAMS = (*FILTERS, "seed", "nsamples", "batch_size", "best_of")
+NOT_WITH_BEAMS = (*FILTERS, "seed", "nsamples", "batch_size", "best_of", "draft_model")
 
 
 def add_commands(commands: Commands[Parser]) -> None:
