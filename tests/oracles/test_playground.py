@@ -145,6 +145,15 @@ def test_what_is_written_is_what_the_library_writes_with_the_seed_that_is_shown(
     assert f"seed {seed}" in page.find("[data-figure=with]").text
 
 
+def test_pressing_twice_writes_once(page):
+    page.type(PROMPT)
+    page.run("document.getElementById('write').click(); document.getElementById('write').click();")
+    page.until(lambda: len(page.tree()) == 3)
+    page.written()
+    page.known()
+    assert len(page.tree()) == 3
+
+
 def test_without_the_tick_each_text_has_a_seed_of_its_own(page):
     seeds = set()
     for _ in range(3):
@@ -1183,6 +1192,21 @@ def test_a_key_is_asked_for_where_one_is_needed(browser, storyteller):
         assert "$NPGPT2_API_KEY" in given["curl"]
         lines = [entry["message"] for entry in browser.get_log("browser")]
         assert [line for line in lines if "401" not in line] == []
+
+
+def test_a_key_that_is_given_later_does_as_well(browser, storyteller):
+    with serving(env={"NPGPT2_API_KEY": "sesame"}) as served:
+        page = Page(browser, served.port).open()
+        page.until("return document.getElementById('key-dialog')?.open")
+        page.press(Keys.ESCAPE)
+        page.until("return document.body.dataset.ready")
+        page.type(PROMPT)
+        page.seed(7)
+        page.click("#write")
+        page.until("return document.getElementById('key-dialog')?.open")
+        page.find("#key").send_keys("sesame", Keys.ENTER)
+        page.until(lambda: page.text == PROMPT + generate(storyteller, PROMPT))
+        assert (page.notice(), page.find("#model").text) == ("", "storyteller")
 
 
 # ---- Keys

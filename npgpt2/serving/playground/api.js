@@ -157,9 +157,10 @@ export async function findModel() {
   if (response.status === 503) throw new Gone();
   if (!response.ok) throw await refusal(response);
   const [model] = (await response.json()).data;
+  const first = !server.model;
   server.other = Boolean(server.model && identity(server.model) !== identity(model));
   server.model = model;
-  if (server.gone || server.other) {
+  if (first || server.gone || server.other) {
     server.gone = false;
     server.onChange();
   }

@@ -12,7 +12,7 @@ export class Desk {
   /** store, writer, settings, columns: see there · on: changed(), something is to be drawn · say(message), problems */
   constructor(store, writer, settings, columns, on) {
     Object.assign(this, { store, writer, settings, columns, on });
-    Object.assign(this, { scores: new Map(), mine: new Set(), typed: 0, window: null, counted: null });
+    Object.assign(this, { scores: new Map(), mine: new Set(), typed: 0, window: null, counted: null, preparing: false });
     const left = ofTab.json(HERE) ?? { here: lasting.get(LAST), past: [], future: [] };
     Object.assign(this, { here: left.here, past: left.past, future: left.future });
     this.leaveMissing();
@@ -148,13 +148,23 @@ export class Desk {
 
   // ---- Having it written on
 
-  /** Nodes for requests that differ in some settings, all of them below what is shown. */
+  /** Nodes for requests that differ in some settings, all of them below what is shown; none where that is going on. */
   async prepare(variants) {
+    if (this.preparing) return [];
+    this.preparing = true;
+    try {
+      return await this.nodesFor(variants);
+    } finally {
+      this.preparing = false;
+    }
+  }
+
+  async nodesFor(variants) {
     const { here, text } = this, { max_tokens: length } = this.settings.values;
     const most = Math.max(...variants.map(variant => variant.max_tokens ?? length));
     const { from, window } = await fitting(text, Math.min(most, (this.window ?? Infinity) - 1));
     this.window = window;
-    if (here !== this.here || text !== this.text) return this.prepare(variants); // somebody typed meanwhile
+    if (here !== this.here || text !== this.text) return this.nodesFor(variants); // somebody typed meanwhile
     const seed = this.settings.seed();
     return variants.map(({ offset = 0, ...variant }) => {
       const asked = this.settings.asked(server.model.id, from, { ...variant, seed: seed + offset });
@@ -167,13 +177,16 @@ export class Desk {
   async write() {
     if (this.writer.isWriting(this.here)) return;
     const [id] = await this.prepare([{}]);
+    if (!id) return;
     this.go(id);
     await this.writer.write([id]);
   }
 
   /** Several at once, side by side. heads: what to write above each */
   async open(title, variants, heads, what = "") {
-    const ids = await this.prepare(variants), seed = this.tree.nodes[ids[0]].asked.seed;
+    const ids = await this.prepare(variants);
+    if (!ids.length) return;
+    const { seed } = this.tree.nodes[ids[0]].asked;
     this.columns.open(title.replace("SEED", seed), ids.map((id, i) => ({ id, head: heads[i], what })));
     this.columns.focus();
     this.on.changed();

@@ -80,6 +80,7 @@ function say(message) {
 /** Do something that asks the server, and say what is wrong. A server that is gone says so by itself. */
 async function run(action) {
   try {
+    if (!server.model) await findModel(); // which wasn't told without a key
     return await action();
   } catch (error) {
     if (error.name !== "AbortError" && !(error instanceof Gone)) say(error.message);
@@ -392,8 +393,7 @@ document.addEventListener("visibilitychange", () => {
   drawing = false; // a hidden tab can lose what it was to draw
   draw();
 });
-await run(findModel);
-if (server.model) server.onChange();
+await run(() => server.model);
 writer.resume();
 editor.focus(desk.text.length);
 document.body.dataset.ready = "yes";

@@ -5,7 +5,8 @@ import { bodyOf } from "./settings.js";
 import { ofTab } from "./storage.js";
 import { change, children, keptBy } from "./tree.js";
 
-const STORED = "npgpt2.writing";
+// At most so many go into one stream.
+const STORED = "npgpt2.writing", MOST = 16;
 const FOR_THE_PAGE = { stream: true, logprobs: 10, return_token_ids: true, stream_options: { include_usage: true } };
 
 /** What a node was given to read. */
@@ -34,7 +35,7 @@ export class Writer {
   /** Nodes that were being written when the page was left: they are asked for again, and go on. */
   resume() {
     const left = (ofTab.json(STORED) ?? []).filter(id => this.tree().nodes[id]?.asked);
-    if (left.length) this.write(left);
+    for (let i = 0; i < left.length; i += MOST) this.write(left.slice(i, i + MOST));
   }
 
   remember() {
