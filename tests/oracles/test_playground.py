@@ -573,6 +573,26 @@ def test_branches_have_names(page):
     assert page.here() == "a better one"
 
 
+def test_a_name_is_typed_to_its_end_while_another_tab_adds_to_the_tree(page):
+    page.type(PROMPT)
+    page.until(lambda: page.saved())
+    page.press(Keys.ALT, "m")
+    page.press("a fine")
+    saved = page.run("return JSON.parse(localStorage['npgpt2.tree'])")
+    saved["nodes"][A] = NODE | {"made": 1}
+    page.run(
+        "dispatchEvent(new StorageEvent('storage', { key: 'npgpt2.tree', newValue: arguments[0] }));"
+        " localStorage['npgpt2.tree'] = arguments[0]",
+        json.dumps(saved),
+    )
+    page.until(lambda: len(page.saved()) == 2)
+    page.run("return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.press(" one")
+    page.press(Keys.ENTER)
+    page.until(lambda: page.here() == "a fine one")
+    assert len(page.tree()) == 3
+
+
 def test_siblings_are_shown_side_by_side_and_one_is_taken(page):
     one, two, _ = grow(page)
     page.press(Keys.ALT, Keys.ARROW_UP)

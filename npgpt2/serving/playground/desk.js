@@ -142,7 +142,7 @@ export class Desk {
 
   name(id, name) {
     // A name has a time of its own: the node is no newer by it than in the tab that is just writing it.
-    Object.assign(this.tree.nodes[id], { name: name || undefined, named: Date.now() });
+    if (this.has(id)) Object.assign(this.tree.nodes[id], { name: name || undefined, named: Date.now() });
     this.on.changed();
   }
 
