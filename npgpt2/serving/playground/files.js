@@ -35,9 +35,8 @@ export class Store {
     }
     this.blocked = false;
     for (const id of this.dropped) if (!children(stored, id).length) delete stored.nodes[id];
-    const behind = !holds(stored, this.tree); // two tabs can save at the same time, and the later one wins
     merge(this.tree, stored);
-    if (behind) this.saved = null;
+    if (!holds(stored, this.tree)) this.saved = null; // two tabs can save at the same time, and the later one wins
     return true;
   }
 

@@ -23,7 +23,7 @@ let drawing = false, drawn = null;
 
 problems.full = () =>
   say("This browser keeps nothing more: save the tree as a file, and have the page forget it (Files).");
-const store = new Store(() => { desk.leaveMissing(); draw(); }, (why, kept) => say(
+const store = new Store(() => { desk.leaveMissing(); writer.leaveMissing(); draw(); }, (why, kept) => say(
   `What this browser had saved can't be read: ${why}. ${kept ? "It is kept aside."
     : "There is no room to keep it aside, so nothing is saved until the page is told to forget everything (Files)."}`));
 const writer = new Writer(() => store.tree, {

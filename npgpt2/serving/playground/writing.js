@@ -47,6 +47,11 @@ export class Writer {
     for (const run of this.runs) run.controller.abort();
   }
 
+  /** Stop what is written for nodes that are there no more, as when another tab had everything forgotten. */
+  leaveMissing() {
+    for (const run of this.runs) if (![...run.open].some(id => this.tree().nodes[id])) run.controller.abort();
+  }
+
   /**
    * Have nodes written, all in one stream. What they have already is what the same request gives once more, so that one
    * that broke off goes on where it was.
