@@ -37,7 +37,8 @@ export class Branches {
       element.classList.toggle("path", path.has(row.id));
       return element;
     });
-    const differs = made.length !== this.list.children.length || made.some((element, i) => element !== this.list.children[i]);
+    const { children } = this.list;
+    const differs = made.length !== children.length || made.some((element, i) => element !== children[i]);
     if (differs && !this.naming) { // which would take the field from under somebody's hands
       this.list.replaceChildren(...made);
     }

@@ -61,7 +61,8 @@ export class Store {
   }
 
   clear() {
-    merge(this.tree, emptyTree(Object.values(this.tree.nodes).reduce((last, { made }) => Math.max(last, made), Date.now())));
+    const last = Object.values(this.tree.nodes).reduce((latest, { made }) => Math.max(latest, made), Date.now());
+    merge(this.tree, emptyTree(last));
     for (const key of [UNREAD, STORED]) lasting.remove(key);
     this.blocked = false;
     this.save();
