@@ -34,7 +34,10 @@ else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        from npgpt2.forks import whole
+
+        with whole("package"):
+            value = globals()[name] = getattr(import_module(_HOMES[name]), name)
         return value
 
     def __dir__() -> list[str]:

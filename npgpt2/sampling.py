@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2.checks import check_number, check_whole
+from npgpt2.forks import whole
 from npgpt2.samplers import (
     FILTERS,
     NOTHING,
@@ -203,7 +204,9 @@ class Sampling:
         >>> int(first) == int(again) != int(other)
         True
         """
-        (key,) = np.random.SeedSequence(self.seed, spawn_key=(self.sample,)).generate_state(1, np.uint64)
+        with whole("import"):
+            from numpy.random import SeedSequence  # which NumPy itself imports no sooner
+        (key,) = SeedSequence(self.seed, spawn_key=(self.sample,)).generate_state(1, np.uint64)
         return partial(hashed, key)
 
 

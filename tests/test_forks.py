@@ -94,7 +94,9 @@ print(all(found))
     )
 
 
-@pytest.mark.parametrize("module", ["zipfile", "npgpt2.study.score", "npgpt2.study.trace"])
+@pytest.mark.parametrize(
+    "module", ["npgpt2.gpt2", "zipfile", "encodings.cp437", "numpy.random", "npgpt2.study.score", "npgpt2.study.trace"]
+)
 def test_a_process_can_be_forked_while_another_thread_imports(module, tiny):
     """Each module has a lock while it is imported, which a fork leaves as it is."""
     assert (
@@ -113,6 +115,7 @@ def work():
     model = npgpt2.load({str(tiny)!r})
     model.score("A language model")
     model.trace([1, 2])
+    model.generate([1, 2], length=1)
     return True
 
 threading.Thread(target=work, daemon=True).start()

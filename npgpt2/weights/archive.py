@@ -6,6 +6,7 @@ process shares with its parent, and from behind a lock that it can inherit taken
 
 from __future__ import annotations
 
+import codecs
 import io
 import mmap
 import os
@@ -74,6 +75,7 @@ class Archive:
         with whole("import"):
             import zipfile  # here, since it takes a twentieth of what `import npgpt2` does
 
+            codecs.lookup("cp437")  # a module, which zipfile asks for at the first name
         # What zipfile raises on files that are damaged, or packed in a way that it doesn't know.
         errors = (zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, OverflowError, ValueError)
         with open_model(path) as file:  # what the system refuses has the system's own message
@@ -96,7 +98,8 @@ class Archive:
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that stand for all members' contents, by the checksums that they are held to."""
-        from hashlib import blake2b  # here, since what generates doesn't need it
+        with whole("import"):
+            from hashlib import blake2b  # here, since what generates doesn't need it
 
         members = sorted((info.filename, info.CRC, info.file_size) for info in self._infos.values())
         return blake2b(repr(members).encode(), digest_size=8).hexdigest()
