@@ -7,11 +7,14 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from functools import partial
+from unittest.mock import patch
 
 import psutil
 import pytest
 from clusters import answer, lines_of, wait_until, write_requests
 from distributed import Client, LocalCluster
+
+from npgpt2.serving.cluster import connect
 
 # What each worker runs before all else: passes take longer than they do, so that there is a middle of the run.
 SLOW = """
@@ -42,8 +45,9 @@ worker.on_engine = deadly
 
 @contextmanager
 def cluster(workers=2, preload=SLOW):
-    """A cluster of processes, and a client of it."""
+    """A cluster of processes, and a client of it. Dask leaves in this process what it sets for theirs."""
     with (
+        patch.dict(os.environ),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -54,6 +58,14 @@ def cluster(workers=2, preload=SLOW):
         Client(made) as client,
     ):
         yield made, client
+
+
+def test_a_local_cluster_leaves_the_environment_as_it_was(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with connect("local", workers=1, threads=1):
+        assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
+    assert os.environ == before
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,7 @@ def connect(where: str, workers: int | None = None, threads: int | None = None) 
         if where == LOCAL:
             workers = workers or CPU_COUNT
             threads = threads or max(1, CPU_COUNT // workers)
+            stack.enter_context(_keeping_environment())
             address = stack.enter_context(_local(workers, threads))
         else:
             address = _address(where)
@@ -100,6 +101,18 @@ def _local(workers: int, threads: int) -> Iterator[str]:
         with suppress(TimeoutError):
             cluster.close(timeout=CLOSE)
         killing.cancel()
+
+
+@contextmanager
+def _keeping_environment() -> Iterator[None]:
+    """What Dask sets in this process, for the workers that it starts, isn't there any more afterwards."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _kill(processes: list[int | None]) -> None:
