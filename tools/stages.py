@@ -191,7 +191,7 @@ def timed(function, took, part):
 def drafts(folder, _):
     """The bundled model made deep, and as it was as its draft: noise in the added layers makes them disagree."""
     draft, prompt = npgpt2.load(), random_tokens(32, most=npgpt2.load().hparams.n_vocab)
-    for noise in (0, 0.1, 0.2, 0.3):
+    for noise in (0, 0.1, 0.2, 0.23, 0.3):
         arrays, hparams = deepened(draft, LAYERS, noise)
         with_draft, without = (npgpt2.GPT2(arrays, hparams, draft=one) for one in (draft, None))
         settings = {"length": 129, "temperature": 1, "seed": 0}
