@@ -131,7 +131,7 @@ class Draft:
     @cached_property
     def _drafting(self) -> float:
         """What the small model's pass of a token takes, by the large one's."""
-        return _seconds(self._matrices, self._hparams, 1) / _seconds(*self._large, 1)
+        return self._reading(1)
 
     def _reading(self, rows: int) -> float:
         """What the small model's pass of so many tokens takes, by the large one's of one."""

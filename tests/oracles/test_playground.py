@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from base64 import b64decode
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -755,13 +756,26 @@ def test_a_reload_while_the_model_writes_loses_nothing(page, storyteller):
     assert len(page.tree()) == 3
 
 
-def test_two_tabs_keep_what_both_write(page, browser):
-    page.type("One")
-    page.until(lambda: len(page.saved()) == 1)
+@contextmanager
+def another_tab(page, browser):
+    """The page in a second tab, which is closed in the end; yields the first one's handle."""
     first = browser.current_window_handle
     browser.switch_to.new_window("tab")
     try:
         page.load()
+        yield first
+    finally:
+        for handle in browser.window_handles:
+            if handle != first:
+                browser.switch_to.window(handle)
+                browser.close()
+        browser.switch_to.window(first)
+
+
+def test_two_tabs_keep_what_both_write(page, browser):
+    page.type("One")
+    page.until(lambda: len(page.saved()) == 1)
+    with another_tab(page, browser) as first:
         page.click("#new")
         page.type("Two")
         page.until(lambda: len(page.saved()) == 2)
@@ -773,12 +787,6 @@ def test_two_tabs_keep_what_both_write(page, browser):
         texts = [node["text"] for node in page.saved().values()]
         assert "Two" in texts
         assert any("One" in text for text in texts)
-    finally:
-        for handle in browser.window_handles:
-            if handle != first:
-                browser.switch_to.window(handle)
-                browser.close()
-        browser.switch_to.window(first)
 
 
 def test_what_another_tab_saved_over_is_saved_again(page):
@@ -801,17 +809,11 @@ def test_another_tab_that_forgets_everything_leaves_one_to_write_on_in(page, bro
     )
     page.click("#write")
     page.until(lambda: len(page.saved()) == 2)
-    first = browser.current_window_handle
-    browser.switch_to.new_window("tab")
-    try:
-        page.load()
+    with another_tab(page, browser):
         page.click("#files")
         page.click("#clear")
         page.click("#clear-yes")
         page.until(lambda: not page.saved())
-    finally:
-        browser.close()
-        browser.switch_to.window(first)
     page.until(lambda: len(page.tree()) == 1 and page.text == "")
     page.written()
     page.type("Two")
