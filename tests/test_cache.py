@@ -40,6 +40,7 @@ def test_every_row_sees_its_own_sequence_up_to_itself(lengths, worth, count):
     with pytest.MonkeyPatch.context() as patch, threads.sharing(count):
         patch.setattr(cache, "CALL_WORTH", worth)
         patch.setattr(cache, "THREAD_WORTH", 1)
+        patch.setattr(cache, "BYTES_WORTH", 1)
         y = Reading(slots, spans).attend(1, q, k, v)
     row = 0
     for slot, start, stop in spans:

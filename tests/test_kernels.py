@@ -1,11 +1,14 @@
 """The kernels against the formulas of the same names, at every shape; and what their speed rests on."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from watching import attention_weights
 
 from npgpt2 import formulas, kernels
-from npgpt2.kernels import attention, matmul, products, rows, threads
+from npgpt2.kernels import attention, matmul, products, rows, threads, ways
+from npgpt2.kernels.ways import Way
 
 
 def random(*shape, seed=0, scale=1.0):
@@ -41,26 +44,34 @@ def test_formulas_compute_in_the_type_that_they_are_given():
 # ---- Products
 
 
-@pytest.fixture(params=[False, True], ids=["copies", "small"])
-def small_products(request, monkeypatch):
-    """Whether BLAS multiplies small matrices where they lie; what is computed doesn't depend on it."""
-    monkeypatch.setattr(matmul, "multiplies_small_matrices", lambda: request.param)
-
-
-@pytest.mark.usefixtures("small_products")
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("n_out", [1, 15, 16, 64, 200])
-@pytest.mark.parametrize("n", [1, 2, 3, matmul.FEW_ROWS, matmul.FEW_ROWS + 1, matmul.SOME_ROWS, matmul.SOME_ROWS + 1])
-def test_matmul_in_tiles_of_any_size(n, n_out, order, monkeypatch):
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 24, 25])
+@pytest.mark.parametrize("way", ["rows", "tiles", "small tiles", None])
+def test_matmul_in_every_way_in_tiles_of_any_size(n, n_out, way, order, monkeypatch):
     x, w = random(n, 5), np.asarray(random(5, n_out, seed=1), order=order)
     for tile, small_product in ((1, 10**6), (15, 16 * n * 5), (64, 48 * n * 5 + 1), (256, 1)):
-        monkeypatch.setattr(matmul, "UNLOCKED", tile)
-        monkeypatch.setattr(matmul, "TILE_BYTES", 4)
-        monkeypatch.setattr(matmul, "TILE", tile)
+        monkeypatch.setattr(matmul, "way_for", lambda rows, tile=tile: way and Way(rows, way, 4 * 5 * tile))
         monkeypatch.setattr(matmul, "SMALL_PRODUCT", small_product)
         y = np.full((n, n_out), np.nan, np.float32)
         matmul.matmul(x, w, y)
         close(y, formulas.linear, x, w)
+
+
+@pytest.mark.parametrize("kernels", ["Haswell", "Zen", "SkylakeX", "SapphireRapids", "NEOVERSEN1", None])
+def test_the_way_of_multiplying_follows_from_the_kernels_and_the_rows(kernels, monkeypatch):
+    """On one thread, any of the kinds does a few rows otherwise than as a whole; as a whole, it does many."""
+    monkeypatch.setattr(ways, "openblas", lambda: kernels and SimpleNamespace(kernels=kernels))
+    for table in (ways.ALONE, ways.TOGETHER):
+        for kind, chosen in table.items():
+            assert kind not in ways.SAME
+            assert [way.rows for way in chosen] == sorted({way.rows for way in chosen})
+    for together in (ways.way_for(2), ways.way_for(200)):
+        assert together is None or kernels is not None
+    monkeypatch.setattr(ways, "is_sharing", lambda: True)
+    assert ways.way_for(2) is not None
+    assert ways.way_for(200) is None
+    assert ways.kind() == ways.SAME.get(kernels, kernels or "other")
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -83,7 +94,6 @@ def test_linear_makes_no_copy_of_a_matrix(n, allocated_peak):
         assert allocated_peak(lambda: kernels.linear(x, w)) < 2.2 * 4 * n * (4000 + 300) + 20_000 < w.nbytes / 2
 
 
-@pytest.mark.usefixtures("small_products")
 def test_no_rows_make_no_product():
     """As where a piece of a prompt is read, after which no logits are wanted."""
     w = np.asfortranarray(random(300, 4000))

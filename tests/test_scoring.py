@@ -163,7 +163,7 @@ def test_score_prints_a_row_for_each_file_and_the_total(run, model, tmp_path):
     scores = [model.score(text) for text in texts.values()]
     for row, score in zip(rows(out)[1:], [*scores, scores[0] + scores[1]], strict=True):
         assert row[1:4] == [f"{score.tokens}", f"{score.bits_per_byte:.4f}", f"{score.bits_per_character:.4f}"]
-        assert row[4:] == [f"{score.perplexity_per_token:,.2f}", f"{score.perplexity_per_word:,.2f}"]
+        assert row[4:] == [f"{score.perplexity_per_token:,.2f}", f"{score.perplexity_per_word:,.1f}"]
     assert rows(out)[3][0] == "total"
 
 

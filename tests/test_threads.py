@@ -9,6 +9,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from threading import Event, Thread, current_thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -191,7 +192,8 @@ def divided(monkeypatch):
     for module in (threads, products, attention, passes, cache):
         monkeypatch.setattr(module, "THREAD_WORTH", 1)
     monkeypatch.setattr(products, "TILES", (16,))
-    monkeypatch.setattr(rows, "ROWS", 2)
+    monkeypatch.setattr(cache, "BYTES_WORTH", 1)
+    monkeypatch.setattr(rows, "ROWS", 4)
 
 
 def with_threads(model, count):
@@ -330,3 +332,26 @@ def test_a_fork_has_threads_of_its_own():
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=60).returncode == 7
+
+
+@needs_openblas
+@pytest.mark.parametrize(
+    ("kernels", "rows", "sequences", "positions", "divided"),
+    [
+        ("Haswell", 1, 1, 1024, False),
+        ("Haswell", 8, 8, 800, False),
+        ("Haswell", 8, 8, 7200, True),  # of whose attention there is much
+        ("Haswell", 16, 16, 1600, True),
+        ("Haswell", 8, 1, 900, False),  # guesses
+        ("Haswell", 32, 1, 32, True),  # a prompt
+        ("SkylakeX", 1, 1, 1024, False),
+        ("SkylakeX", 2, 2, 200, True),
+        ("SkylakeX", 3, 1, 900, False),
+        ("SkylakeX", 4, 1, 900, True),
+    ],
+)
+def test_passes_of_124M_that_are_divided(kernels, rows, sequences, positions, divided, monkeypatch):
+    monkeypatch.setattr(passes, "kind", lambda: kernels)
+    weights = SimpleNamespace(width=768, in_int8=False, threads=None)
+    with passes.sharing_work(weights, rows, sequences, positions):
+        assert threads.is_sharing() == divided

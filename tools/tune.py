@@ -2,7 +2,7 @@
 
     python tools/tune.py [NAME…]
 
-NAME is a module: matmul, threads, rows, attention, int8, passes, cache; or drafts, for what passes are expected to
+NAME is a module: ways, threads, rows, attention, int8, passes, cache; or drafts, for what passes are expected to
 take; by default all, which takes some minutes. For each there is a table: what there is to choose from, times in
 microseconds with the least marked by *, and what the code has now. Shapes are those of GPT-2 124M, and matrices come
 from memory, as they do while a model runs, not from the cache.
@@ -13,6 +13,7 @@ disturb less.
 """
 
 import os
+import re
 import sys
 import time
 from contextlib import nullcontext
@@ -28,8 +29,9 @@ from machine import describe_machine
 import npgpt2
 from npgpt2 import kernels, model
 from npgpt2.engine import Reading, Slots, Span, cache
-from npgpt2.kernels import attention, count_threads, int8, matmul, passes, rows
-from npgpt2.kernels.threads import THREAD_WORTH, multiplies_small_matrices, share, sharing
+from npgpt2.kernels import attention, count_threads, int8, matmul, passes, products, rows, ways
+from npgpt2.kernels.threads import THREAD_WORTH, share, sharing
+from npgpt2.kernels.ways import Way
 from npgpt2.model import HParams, variable_shapes
 from npgpt2.weights.writer import write
 
@@ -83,42 +85,70 @@ def matrices(n_in, n_out):
     return cycle([random(n_out, n_in).T for _ in range(max(2, MEMORY // (4 * n_in * n_out)))])
 
 
-# ---- matmul.py: how few rows are multiplied
+# ---- ways.py: how few rows are multiplied
 
 
-def whole(x, w, y):
-    np.matmul(x, w, out=y)
+def tune_ways():
+    """ALONE, TOGETHER: every way of multiplying a few rows by a layer's matrices; the best are written there."""
+    both, candidates = {}, {"whole": None}
+    for way in ("rows", "tiles"):
+        for size in (2**18, 3 * 2**18, 2**21):
+            candidates[f"{way} {size / 2**20:g} MB"] = Way(sys.maxsize, way, size)
+    candidates["small tiles"] = Way(sys.maxsize, "small tiles", 0)
+    layer = [(n_in, matrices(n_in, n_out)) for n_in, n_out in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C))]
+    for table, divided in (("ALONE", True), ("TOGETHER", False)):
+        lines = []
+        for N in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 80):
+            x = {n_in: random(N, n_in) for n_in in (C, 4 * C)}
+
+            def read(x=x):
+                for n_in, following in layer:
+                    kernels.linear(x[n_in], next(following))
+
+            turns = {}
+            for name, way in candidates.items():
+                patched_way = partial(patched_ways, way, read)
+                turns[name] = patched_way
+            with sharing(divided=divided):
+                lines.append((f"{N} rows", least(turns, 12, time.perf_counter)))
+        print_table(f"ways.py: {table}, of {ways.kind()}: the products of a layer", lines)
+        both[table] = chosen_ways(lines, candidates)
+    write_ways(both)
 
 
-def tune_matmul():
-    """FEW_ROWS, TILE_BYTES, SOME_ROWS, TILE, SMALL_PRODUCT, TILES: what `matmul` does, and each way there is."""
-    ways = {"matmul now": matmul.matmul, "whole": whole}
-    ways |= {f"rows {s:g} MB": partial(matmul._by_rows, tile_bytes=int(s * 2**20)) for s in (0.25, 0.5, 1, 2)}
-    ways |= {f"tiles of {tile}": partial(matmul._by_tiles, tile=tile) for tile in (16, 32, 64, 256)}
-    small = "" if multiplies_small_matrices() else "not "
-    print(f"\nmatmul.py. This BLAS does {small}multiply small matrices where they lie. Now:")
-    names = ("FEW_ROWS", "TILE_BYTES", "SOME_ROWS", "TILE", "SMALL_PRODUCT", "TILES", "UNLOCKED")
-    print(", ".join(f"{name} {getattr(matmul, name)}" for name in names))
-    for threads in sorted({1, THREADS}):
-        for n_in, n_out in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C), (C, HPARAMS.n_vocab // 4)):
-            next_matrix = matrices(n_in, n_out)
-            lines = []
-            for N in (2, 3, 4, 6, 8, 10, 12, 16, 24, 32):
-                x, y = random(N, n_in), np.empty((N, n_out), np.float32)
-                with sharing(threads):
-                    turns = {name: product_on(way, x, next_matrix, y) for name, way in ways.items()}
-                    lines.append((f"{N} rows", least(turns, 8)))
-            print_table(f"{n_in} x {n_out}, threads: {threads}, microseconds", lines, threads)
+def patched_ways(way, action):
+    """Act while every product of several rows goes one way."""
+    with patch.object(matmul, "way_for", lambda rows: way), patch.object(products, "way_for", lambda rows: way):
+        action()
 
 
-def product_on(way, x, next_matrix, y):
-    """A function that multiplies by the next matrix, its columns divided among the threads."""
+def chosen_ways(lines, candidates):
+    """The way that was fastest, up to how many rows, as `ways` has it; up to the last row that isn't best as a whole.
 
-    def product():
-        w = next(next_matrix)
-        share(w.shape[1], lambda start, stop: way(x, w[:, start:stop], y[:, start:stop]), 1, 64)
+    One that was less than 3 % faster than that of fewer rows doesn't count, since figures differ by as much.
+    """
+    found = []
+    for name, took in lines:
+        rows, best = int(name.split()[0]), min(took, key=took.get)
+        if found and took[found[-1][0]] < 1.03 * took[best]:
+            best = found.pop()[0]
+        found = [(before, last) for before, last in found if before != best] + [(best, rows)]
+    if found[-1][0] == "whole":
+        found.pop()
+    return [(rows, *(candidates[name][1:] if candidates[name] else ("whole", 0))) for name, rows in found]
 
-    return product
+
+def write_ways(both):
+    """Put this machine's lines into `ways.py`, in place of those that there are for its kind of kernels."""
+    path, kind = Path(ways.__file__), ways.kind()
+    text = path.read_text(encoding="utf-8")
+    for table, chosen in both.items():
+        line = f'    "{kind}": [' + ", ".join(f'Way({rows}, "{way}", {size})' for rows, way, size in chosen) + "],\n"
+        head, body, tail = re.fullmatch(rf"(.*?\n{table} = \{{\n)(.*?)(\}}\n.*)", text, re.DOTALL).groups()
+        others = [other for other in body.splitlines(keepends=True) if not other.startswith(f'    "{kind}"')]
+        text = head + "".join(sorted([*others, line])) + tail
+    path.write_text(text, encoding="utf-8")
+    print(f"written to {path}")
 
 
 # ---- threads.py: what is worth a thread

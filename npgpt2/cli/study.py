@@ -128,7 +128,7 @@ def print_score(width: int, name: str, score: Score, as_json: bool) -> None:
         print(json.dumps({"file": name} | vars(score) | known))
     else:
         # As many digits as every processor's rounding agrees on.
-        shown = (f"{figure:,.{4 if kind.startswith('bits') else 2}f}" for kind, figure in figures.items())
+        shown = (f"{figure:,.{digits}f}" for figure, digits in zip(figures.values(), (4, 4, 2, 1), strict=True))
         print_row(width, name, f"{score.tokens:,}", *shown)
 
 

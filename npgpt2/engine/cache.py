@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from npgpt2 import kernels, model
 from npgpt2.formulas import Array
-from npgpt2.kernels import THREAD_WORTH, Matrices, causal_attention, decode_attention, share
+from npgpt2.kernels import BYTES_WORTH, THREAD_WORTH, Matrices, causal_attention, decode_attention, share
 from npgpt2.model import HParams, Ids
 
 # Bytes of keys and values that are worth reading for nothing, to save a call of `decode_attention`: about what memory
@@ -53,7 +53,7 @@ class Slots:
         are needed → (M, V)
         """
         memory = Reading(self, spans)
-        with kernels.sharing_work(matrices, len(tokens), len(spans)):
+        with kernels.sharing_work(matrices, len(tokens), len(spans), sum(span.stop for span in spans)):
             return model.forward(
                 matrices,
                 self._hparams,
@@ -114,7 +114,6 @@ class Reading:
         self._slots = slots
         self._singles = [span for span in spans if span.stop - span.start == 1]
         self._longer = spans[len(self._singles) :]
-        self._places = np.array([[span.slot, span.start] for span in self._singles]).T
         self._runs: dict[tuple[int, int], list[Run]] = {}
 
     def attend(self, layer: int, q: Array, k: Array, v: Array) -> Array:
@@ -140,8 +139,8 @@ class Reading:
 
     def _attend_singles(self, q: Array, k: Array, v: Array, keys: Array, values: Array, y: Array) -> None:
         """q, k, v: (B, H, D) · keys, values: (n_slots, H, n_ctx, D) · y: (N, C), whose first B rows are written."""
-        slots, positions = self._places
-        keys[slots, :, positions], values[slots, :, positions] = k, v
+        for (slot, position, _), key, value in zip(self._singles, k, v, strict=True):
+            keys[slot, :, position], values[slot, :, position] = key, value
 
         def some_sequences(first: int, last: int) -> None:
             for run in self._runs_of(first, last):
@@ -149,7 +148,7 @@ class Reading:
                 y[rows] = decode_attention(q[rows], keys[at, :, : run.S], values[at, :, : run.S], run.hidden)
 
         longest = 1 + max(span.start for span in self._singles)
-        share(len(q), some_sequences, max(1, THREAD_WORTH // (q[0].size * longest)))
+        share(len(q), some_sequences, max(1, BYTES_WORTH // (8 * q[0].size * longest)))
 
     def _runs_of(self, first: int, last: int) -> list[Run]:
         """How the attention of some of the single positions is called; the same for all layers."""

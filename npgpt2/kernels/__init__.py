@@ -6,7 +6,7 @@ takes, which may be in int8; `sharing_work` says who does a pass's work, and `ti
 `Tokenizer` is the plain one, hurried. Nothing here knows what a layer or a sequence is.
 """
 
-from npgpt2.kernels.attention import causal_attention, decode_attention
+from npgpt2.kernels.attention import BYTES_WORTH, causal_attention, decode_attention
 from npgpt2.kernels.int8 import Matrices, prepare
 from npgpt2.kernels.passes import sharing_work, time_of_pass
 from npgpt2.kernels.products import linear
@@ -15,6 +15,7 @@ from npgpt2.kernels.threads import THREAD_WORTH, count_threads, share
 from npgpt2.kernels.tokenizer import Tokenizer
 
 __all__ = [
+    "BYTES_WORTH",
     "THREAD_WORTH",
     "Matrices",
     "Tokenizer",

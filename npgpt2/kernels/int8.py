@@ -9,7 +9,6 @@ quantization. `prepare` makes matrices of what a model file stores in this way.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from threading import local
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from npgpt2.formulas import Array
 from npgpt2.kernels.matmul import matmul
+from npgpt2.kernels.scratch import scratch
 
 Int8 = npt.NDArray[np.int8]
 
@@ -27,19 +27,6 @@ Int8 = npt.NDArray[np.int8]
 TILE_BYTES = 5 * 2**20
 # What is added to a matrix's name for that of its scales.
 SCALES = "/scales"
-
-
-class _Buffer(local):
-    """What a thread widens into, and keeps until it ends.
-
-    Where the system takes memory back in between, and gives it anew page after page, widening took up to ten times as
-    long.
-    """
-
-    tile = np.empty(0, np.float32)
-
-
-_buffer = _Buffer()
 
 
 class Quantized:
@@ -60,13 +47,10 @@ class Quantized:
     def multiply(self, x: Array, y: Array) -> None:
         """y[:] = x @ matrix; x: (N, n_in), y: (N, n_out)."""
         n_out, n_in = self.values.shape
-        size = max(TILE_BYTES // 4, n_in)
-        if _buffer.tile.size != size:
-            _buffer.tile = np.empty(size, np.float32)
-        step = size // n_in
+        step = max(1, TILE_BYTES // (4 * n_in))
         for start in range(0, n_out, step):
             part = slice(start, min(start + step, n_out))
-            wide = _buffer.tile[: (part.stop - start) * n_in].reshape(-1, n_in)
+            wide = scratch(part.stop - start, n_in)
             wide[...] = self.values[part]
             matmul(x, wide.T, y[:, part])
         y *= self.scales

@@ -1,10 +1,9 @@
-"""Products with a matrix on one thread, in whichever way BLAS does them fastest for so many rows.
+"""Products with a matrix, in whichever way BLAS does them fastest for so many rows.
 
 For each product, BLAS copies the matrix into the layout that it computes with, which takes longer than the product
 itself where there are few rows. Two ways get around that: to multiply row by row by a tile of the matrix that stays in
 the cache; and to make one small product of each of many tiles, which OpenBLAS computes without a copy where it has
-kernels for that (with AVX-512), and elsewhere copies within the cache. `python tools/tune.py matmul` shows all of them
-for every number of rows.
+kernels for that (with AVX-512), and elsewhere copies within the cache. `ways` says which is for how many rows.
 """
 
 from __future__ import annotations
@@ -12,17 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 from npgpt2.formulas import Array
-from npgpt2.kernels.threads import count_threads, is_sharing, multiplies_small_matrices
+from npgpt2.kernels.ways import way_for
 
-# Where small products are copied too: up to so many rows go one by one through tiles of so many bytes for each thread,
-# and up to so many together through tiles of so many columns.
-FEW_ROWS, TILE_BYTES = 6, 2**20
-SOME_ROWS, TILE = 24, 256
-# Where they aren't: the widest of these tiles that makes products of at most so many multiplications, since larger ones
-# are copied.
+# Small tiles are the widest of these that make products of at most so many multiplications, since larger ones are
+# copied.
 TILES, SMALL_PRODUCT = (64, 48, 32, 16), 10**6
-# Numbers that np.matmul has to compute to let go of Python's lock meanwhile, for which other threads have to wait.
-UNLOCKED = 512
 
 
 def matmul(x: Array, w: Array, y: Array) -> None:
@@ -38,25 +31,29 @@ def matmul(x: Array, w: Array, y: Array) -> None:
     >>> y
     array([[1., 2., 3.]], dtype=float32)
     """
-    N = len(x)
-    if N == 1:
-        np.dot(x[0], w, out=y[0])  # which always lets go of the lock
-        return
-    if multiplies_small_matrices():
-        _by_tiles(x, w, y, next((tile for tile in TILES if tile * x.size <= SMALL_PRODUCT), 0))
-    elif N <= FEW_ROWS:
-        _by_rows(x, w, y, (1 if is_sharing() else count_threads()) * TILE_BYTES)
-    else:
-        _by_tiles(x, w, y, TILE if N <= SOME_ROWS else 0)
-
-
-def _by_rows(x: Array, w: Array, y: Array, tile_bytes: int) -> None:
-    """Each row by a tile of so many bytes, before the next tile; BLAS's threads, where they work, share each tile."""
     N, n_in = x.shape
-    tile = max(tile_bytes // (4 * n_in), -(-UNLOCKED // N))
-    for start in range(0, w.shape[1], tile):
-        part = slice(start, start + tile)
-        y[:, part] = (w[:, part].T @ x[:, :, None])[:, :, 0]  # (tile, n_in) x (N, n_in, 1) -> (N, tile, 1)
+    if N == 1:
+        np.dot(x[0], w, out=y[0])  # which always lets go of Python's lock
+    elif (way := way_for(N)) is None:
+        np.matmul(x, w, out=y)
+    elif way.way == "rows":
+        _by_rows(x, w, y, max(1, way.tile_bytes // (4 * n_in)))
+    elif way.way == "tiles":
+        _by_tiles(x, w, y, max(1, way.tile_bytes // (4 * n_in)))
+    else:
+        _by_tiles(x, w, y, next((tile for tile in TILES if tile * x.size <= SMALL_PRODUCT), 0))
+
+
+def _by_rows(x: Array, w: Array, y: Array, tile: int) -> None:
+    """Each row by a tile of so many columns, before the next tile, in one call; and what is left likewise."""
+    N, n_in = x.shape
+    done = w.shape[1] // tile * tile if w.T.flags.c_contiguous else 0
+    for start, stop, size in ((0, done, tile), (done, w.shape[1], w.shape[1] - done)):
+        if start < stop:
+            tiles = w.T[start:stop].reshape(-1, 1, size, n_in)
+            # (n_tiles, 1, size, n_in) x (N, n_in, 1). Into y, NumPy would go by all tiles for each row.
+            product = tiles @ x[:, :, None]  # -> (n_tiles, N, size, 1)
+            y[:, start:stop].reshape(N, -1, size)[...] = product[..., 0].transpose(1, 0, 2)
 
 
 def _by_tiles(x: Array, w: Array, y: Array, tile: int) -> None:

@@ -105,13 +105,6 @@ def count_threads() -> int:
     return blas.threads if blas else 1
 
 
-@cache
-def multiplies_small_matrices() -> bool:
-    """Whether BLAS multiplies small matrices where they lie, as OpenBLAS does with AVX-512, or copies them first."""
-    blas = openblas()
-    return blas is not None and blas.kernels in ("SkylakeX", "Cooperlake", "SapphireRapids")
-
-
 @contextmanager
 def sharing(threads: int | None = None, divided: bool = True) -> Iterator[None]:
     """Meanwhile, what this thread computes takes so many threads, by default `count_threads`.
