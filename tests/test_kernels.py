@@ -58,20 +58,35 @@ def test_matmul_in_every_way_in_tiles_of_any_size(n, n_out, way, order, monkeypa
         close(y, formulas.linear, x, w)
 
 
-@pytest.mark.parametrize("kernels", ["Haswell", "Zen", "SkylakeX", "SapphireRapids", "NEOVERSEN1", None])
-def test_the_way_of_multiplying_follows_from_the_kernels_and_the_rows(kernels, monkeypatch):
-    """On one thread, any of the kinds does a few rows otherwise than as a whole; as a whole, it does many."""
-    monkeypatch.setattr(ways, "openblas", lambda: kernels and SimpleNamespace(kernels=kernels))
+SMALL, FEW, SOME = Way(4, "small tiles", 0), Way(2, "rows", 100), Way(8, "tiles", 200)
+
+
+@pytest.mark.parametrize(
+    ("processor", "alone", "together"),
+    [
+        ("Haswell", [FEW, None, SOME, None], [None, None, None, None]),
+        ("Zen", [FEW, None, SOME, None], [None, None, None, None]),
+        ("SkylakeX", [SMALL, SMALL, None, None], [SMALL, SMALL, None, None]),
+        ("SapphireRapids", [SMALL, SMALL, None, None], [SMALL, SMALL, None, None]),
+        ("NEOVERSEN1", [Way(24, "tiles", 786432)] * 3 + [None], [None, None, None, None]),
+        (None, [Way(24, "tiles", 786432)] * 3 + [None], [None, None, None, None]),
+    ],
+)
+def test_the_way_of_multiplying_follows_from_the_processor_and_the_rows(processor, alone, together, monkeypatch):
+    monkeypatch.setattr(ways, "ALONE", {"Haswell": [FEW, Way(4, "whole", 0), SOME], "SkylakeX": [SMALL]})
+    monkeypatch.setattr(ways, "TOGETHER", {"SkylakeX": [SMALL]})
+    monkeypatch.setattr(ways, "openblas", lambda: processor and SimpleNamespace(kernels=processor))
+    for sharing, expected in ((True, alone), (False, together)):
+        monkeypatch.setattr(ways, "is_sharing", lambda sharing=sharing: sharing)
+        assert [ways.way_for(rows) for rows in (2, 4, 5, 200)] == expected
+
+
+def test_the_table_of_ways_goes_from_few_rows_to_more():
     for table in (ways.ALONE, ways.TOGETHER):
         for kind, chosen in table.items():
             assert kind not in ways.SAME
             assert [way.rows for way in chosen] == sorted({way.rows for way in chosen})
-    for together in (ways.way_for(2), ways.way_for(200)):
-        assert together is None or kernels is not None
-    monkeypatch.setattr(ways, "is_sharing", lambda: True)
-    assert ways.way_for(2) is not None
-    assert ways.way_for(200) is None
-    assert ways.kind() == ways.SAME.get(kernels, kernels or "other")
+            assert all((way.way in ("small tiles", "whole")) == (way.tile_bytes == 0) for way in chosen)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -16,7 +16,7 @@ import pytest
 
 from npgpt2 import GPT2
 from npgpt2.engine import cache
-from npgpt2.kernels import attention, passes, products, rows, threads
+from npgpt2.kernels import attention, passes, products, rows, threads, ways
 
 needs_openblas = pytest.mark.skipif(threads.openblas() is None, reason="NumPy doesn't compute with OpenBLAS here")
 
@@ -251,7 +251,8 @@ def test_a_model_of_one_thread_starts_none(tiny):
 def test_another_blas_computes_the_same(model, monkeypatch):
     prompt = np.random.default_rng(0).integers(520, size=100)
     logits = model.logits(prompt)
-    monkeypatch.setattr(threads, "openblas", lambda: None)
+    for module in (threads, ways):
+        monkeypatch.setattr(module, "openblas", lambda: None)
     assert threads.count_threads() == 1
     np.testing.assert_allclose(model.logits(prompt), logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(with_threads(model, 3).logits(prompt), logits, rtol=1e-5, atol=1e-5)
@@ -336,22 +337,32 @@ def test_a_fork_has_threads_of_its_own():
 
 @needs_openblas
 @pytest.mark.parametrize(
-    ("kernels", "rows", "sequences", "positions", "divided"),
+    ("copies", "rows", "sequences", "divided"),
     [
-        ("Haswell", 1, 1, 1024, False),
-        ("Haswell", 8, 8, 800, False),
-        ("Haswell", 8, 8, 7200, True),  # of whose attention there is much
-        ("Haswell", 16, 16, 1600, True),
-        ("Haswell", 8, 1, 900, False),  # guesses
-        ("Haswell", 32, 1, 32, True),  # a prompt
-        ("SkylakeX", 1, 1, 1024, False),
-        ("SkylakeX", 2, 2, 200, True),
-        ("SkylakeX", 3, 1, 900, False),
-        ("SkylakeX", 4, 1, 900, True),
+        (True, 1, 1, False),
+        (True, 2, 2, False),
+        (True, 4, 4, True),
+        (True, 16, 1, False),  # guesses
+        (True, 32, 1, True),  # a prompt
+        (False, 1, 1, False),
+        (False, 2, 2, True),
+        (False, 3, 1, False),
+        (False, 4, 1, True),
     ],
 )
-def test_passes_of_124M_that_are_divided(kernels, rows, sequences, positions, divided, monkeypatch):
-    monkeypatch.setattr(passes, "kind", lambda: kernels)
-    weights = SimpleNamespace(width=768, in_int8=False, threads=None)
-    with passes.sharing_work(weights, rows, sequences, positions):
-        assert threads.is_sharing() == divided
+def test_passes_of_124M_that_are_divided(copies, rows, sequences, divided, monkeypatch):
+    monkeypatch.setattr(passes, "copies", lambda: copies)
+    for threads_asked, expected in ((2, divided), (1, True)):  # one thread works as each of several does
+        for in_int8 in (False, True):
+            weights = SimpleNamespace(width=768, in_int8=in_int8, threads=threads_asked)
+            with passes.sharing_work(weights, rows, sequences):
+                assert threads.is_sharing() == (expected or in_int8)
+
+
+@needs_openblas
+def test_each_thread_multiplies_in_the_way_that_is_best_on_one_thread(count):
+    seen = []
+    with threads.sharing(count):
+        threads.share(count, lambda start, stop: seen.append((threads.is_sharing(), ways.way_for(3), current_thread())))
+    assert len(seen) == count == len({thread for *_, thread in seen})
+    assert {(divided, way) for divided, way, _ in seen} == {(True, seen[0][1])}

@@ -4,8 +4,8 @@
 
 NAME is a module: ways, threads, rows, attention, int8, passes, cache; or drafts, for what passes are expected to
 take; by default all, which takes some minutes. For each there is a table: what there is to choose from, times in
-microseconds with the least marked by *, and what the code has now. Shapes are those of GPT-2 124M, and matrices come
-from memory, as they do while a model runs, not from the cache.
+microseconds with the least marked by *, and what the code has now. `ways --write` puts what was best into that module.
+Shapes are those of GPT-2 124M, and matrices come from memory, as they do while a model runs, not from the cache.
 
 The ways take turns, and of each the least time counts, since other programs only ever add some. Where threads wait for
 each other, time is the clock's; elsewhere it is the processor's, divided by the number of threads, which other programs
@@ -89,13 +89,15 @@ def matrices(n_in, n_out):
 
 
 def tune_ways():
-    """ALONE, TOGETHER: every way of multiplying a few rows by a layer's matrices; the best are written there."""
-    both, candidates = {}, {"whole": None}
+    """ALONE, TOGETHER: every way of multiplying a few rows by a layer's matrices, and its share of the last one."""
+    candidates = {"whole": None}
     for way in ("rows", "tiles"):
         for size in (2**18, 3 * 2**18, 2**21):
             candidates[f"{way} {size / 2**20:g} MB"] = Way(sys.maxsize, way, size)
     candidates["small tiles"] = Way(sys.maxsize, "small tiles", 0)
-    layer = [(n_in, matrices(n_in, n_out)) for n_in, n_out in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C))]
+    shapes = ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C), (C, HPARAMS.n_vocab // HPARAMS.n_layer))
+    layer = [(n_in, matrices(n_in, n_out)) for n_in, n_out in shapes]
+    chosen = {}
     for table, divided in (("ALONE", True), ("TOGETHER", False)):
         lines = []
         for N in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 80):
@@ -105,18 +107,17 @@ def tune_ways():
                 for n_in, following in layer:
                     kernels.linear(x[n_in], next(following))
 
-            turns = {}
-            for name, way in candidates.items():
-                patched_way = partial(patched_ways, way, read)
-                turns[name] = patched_way
+            turns = {name: partial(all_one_way, way, read) for name, way in candidates.items()}
             with sharing(divided=divided):
                 lines.append((f"{N} rows", least(turns, 12, time.perf_counter)))
-        print_table(f"ways.py: {table}, of {ways.kind()}: the products of a layer", lines)
-        both[table] = chosen_ways(lines, candidates)
-    write_ways(both)
+        print_table(f"ways.py: {table}, of {ways.kind()}. Now {getattr(ways, table).get(ways.kind())}", lines)
+        chosen[table] = chosen_ways(lines, candidates)
+        print(f"best: {chosen[table]}")
+    if "--write" in sys.argv:
+        write_ways(chosen)
 
 
-def patched_ways(way, action):
+def all_one_way(way, action):
     """Act while every product of several rows goes one way."""
     with patch.object(matmul, "way_for", lambda rows: way), patch.object(products, "way_for", lambda rows: way):
         action()
@@ -125,28 +126,30 @@ def patched_ways(way, action):
 def chosen_ways(lines, candidates):
     """The way that was fastest, up to how many rows, as `ways` has it; up to the last row that isn't best as a whole.
 
-    One that was less than 3 % faster than that of fewer rows doesn't count, since figures differ by as much.
+    One that was less than 5 % faster than that of fewer rows doesn't count, since figures differ by as much.
     """
     found = []
     for name, took in lines:
-        rows, best = int(name.split()[0]), min(took, key=took.get)
-        if found and took[found[-1][0]] < 1.03 * took[best]:
+        best = min(took, key=took.get)
+        if found and took[found[-1][0]] < 1.05 * took[best]:
             best = found.pop()[0]
-        found = [(before, last) for before, last in found if before != best] + [(best, rows)]
-    if found[-1][0] == "whole":
+        found.append((best, int(name.split()[0])))
+    while found and found[-1][0] == "whole":
         found.pop()
-    return [(rows, *(candidates[name][1:] if candidates[name] else ("whole", 0))) for name, rows in found]
+    return [Way(rows, *(candidates[name][1:] if candidates[name] else ("whole", 0))) for name, rows in found]
 
 
-def write_ways(both):
+def write_ways(chosen):
     """Put this machine's lines into `ways.py`, in place of those that there are for its kind of kernels."""
-    path, kind = Path(ways.__file__), ways.kind()
+    path = Path(ways.__file__)
     text = path.read_text(encoding="utf-8")
-    for table, chosen in both.items():
-        line = f'    "{kind}": [' + ", ".join(f'Way({rows}, "{way}", {size})' for rows, way, size in chosen) + "],\n"
-        head, body, tail = re.fullmatch(rf"(.*?\n{table} = \{{\n)(.*?)(\}}\n.*)", text, re.DOTALL).groups()
-        others = [other for other in body.splitlines(keepends=True) if not other.startswith(f'    "{kind}"')]
-        text = head + "".join(sorted([*others, line])) + tail
+    for table, of_kind in chosen.items():
+        body = ""
+        for kind, several in sorted((getattr(ways, table) | {ways.kind(): of_kind}).items()):
+            lines = [f'        Way({rows}, "{way}", {size}),\n' for rows, way, size in several]
+            body += f'    "{kind}": [\n{"".join(lines)}    ],\n' if lines else f'    "{kind}": [],\n'
+        text = re.sub(rf"(?<=^{table} = {{\n).*?(?=^}}$)", lambda _, body=body: body, text, flags=re.M | re.S)
+    compile(text, path, "exec")
     path.write_text(text, encoding="utf-8")
     print(f"written to {path}")
 
@@ -264,6 +267,15 @@ def tune_int8():
                 took[name] = min(found, took.get(name, found))
         lines.append((f"{N} rows, 12 layers", took))
     print_table(f"int8.py: TILE_BYTES, threads: {THREADS}", lines)
+    # NumPy has no product of int8 with float32; einsum widens within its own loop.
+    values, wide, row = layers[2].values, np.empty((4 * C, C), np.float32), random(C)
+    ways = {
+        "widen": lambda: np.copyto(wide, values),
+        "multiply": lambda: wide @ row,
+        "einsum": lambda: np.einsum("oi,i->o", values, row, dtype=np.float32),
+    }
+    with sharing(1):
+        print_table(f"int8.py: {4 * C} x {C} numbers, in the cache, one thread", [("1 row", least(ways, 50))])
 
 
 # ---- passes.py
@@ -283,7 +295,7 @@ def tune_passes():
         for dtype in (None, "int8"):
             opened = npgpt2.load(path, dtype=dtype)
             for alone in (False, True):
-                for N in (1, 2, 3, 4, 6, 8):
+                for N in (1, 2, 3, 4, 6, 8, 16, 24, 32):
                     if N > 1 or (dtype and alone):
                         kind = f"{dtype or 'float32'}, {N} rows{', guesses' if alone else ''}"
                         lines.append((kind, time_passes(opened, N, alone)))
@@ -389,6 +401,7 @@ TABLES = {name.removeprefix("tune_"): table for name, table in list(globals().it
 
 
 def main(names):
+    names = [name for name in names if name != "--write"]
     if unknown := set(names) - set(TABLES):
         sys.exit(f"tune: there is no {', '.join(sorted(unknown))}, but {', '.join(TABLES)}")
     print("\n".join(f"{name:<10} {value}" for name, value in describe_machine().items()))

@@ -53,7 +53,7 @@ class Slots:
         are needed → (M, V)
         """
         memory = Reading(self, spans)
-        with kernels.sharing_work(matrices, len(tokens), len(spans), sum(span.stop for span in spans)):
+        with kernels.sharing_work(matrices, len(tokens), len(spans)):
             return model.forward(
                 matrices,
                 self._hparams,

@@ -14,8 +14,8 @@ from npgpt2.kernels.threads import THREAD_WORTH, share
 # Queries that are taken at once: no (H, T, S) array of scores is made, and half of it needn't be computed. A prefill of
 # 512 took 8 % longer with twice as many, and 5 % longer with half: `python tools/tune.py attention`.
 QUERY_BLOCK = 64
-# Bytes of keys and values that are worth a thread where each is read for a single query, which takes longer than
-# computing with it.
+# Bytes of keys and values that are worth a thread where there is one query for each: fetching them takes longer than
+# computing with them.
 BYTES_WORTH = 2**20
 
 

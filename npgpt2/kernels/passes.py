@@ -7,10 +7,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from npgpt2.kernels.attention import BYTES_WORTH
 from npgpt2.kernels.int8 import Matrices
-from npgpt2.kernels.threads import THREAD_WORTH, sharing
-from npgpt2.kernels.ways import kind
+from npgpt2.kernels.threads import THREAD_WORTH, count_threads, sharing
+from npgpt2.kernels.ways import copies
 
 # What a pass of one row takes: weights come from memory at so many bytes a second, and the calls of each layer take so
 # many seconds. And how many times as long more rows take: `python tools/tune.py drafts` measures all three.
@@ -33,23 +32,24 @@ def time_of_pass(numbers: int, layers: int, rows: int, in_int8: bool = False) ->
 
 
 @contextmanager
-def sharing_work(weights: Matrices, rows: int, sequences: int = 1, positions: int = 0) -> Iterator[None]:
+def sharing_work(weights: Matrices, rows: int, sequences: int = 1) -> Iterator[None]:
     """Meanwhile, this thread's kernels work as is best for a pass of so many rows, of so many sequences.
 
-    positions: how many have keys and values that the rows look at, in all
-
     In a pass that is worth it they divide their work among our threads; in others BLAS divides each product by itself.
-    Small products, and those of one row, are over before threads of Python's have met; in int8 they take longer. Where
-    BLAS copies what it multiplies, its threads do a dozen rows as fast as ours, and those of one sequence, which are
-    mostly guesses between single rows, faster: after a single row they stay awake for a while, in ours' way. But they
-    leave attention to one thread, which takes long where there are many positions.
-    `python tools/tune.py passes` shows all of it.
+    Small products, and those of one row, are over before threads of Python's have met; in int8 they take longer. A few
+    rows of one sequence are mostly guesses, between single rows, after which BLAS's threads stay awake for a while, in
+    ours' way: more so where BLAS copies what it multiplies, which its threads share. Two rows of several sequences are
+    worth it only where it makes no copies. `python tools/tune.py passes` shows all of it.
     """
     largest = rows * 4 * weights.width**2  # multiplications, of the rows and a matrix (C, 4C)
-    copies = kind() != "SkylakeX"
-    worth = 2 if weights.in_int8 else (32 if copies else 4) if sequences > 1 else (64 if copies else 8)
+    if weights.in_int8:
+        worth = 2
+    elif sequences > 1:
+        worth = 8 if copies() else 4
+    else:
+        worth = 64 if copies() else 8
     divided = largest >= worth * THREAD_WORTH and (weights.in_int8 or rows > 1)
-    divided = divided or (sequences > 1 and positions * 8 * weights.width >= 8 * BYTES_WORTH)
+    divided = divided or (weights.threads or count_threads()) == 1  # which works as each of ours does
     # What overflows ends in logits that are not finite, which those who use them refuse with a message of their own.
     with np.errstate(over="ignore", invalid="ignore"), sharing(weights.threads, divided):
         yield

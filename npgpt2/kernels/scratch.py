@@ -18,7 +18,7 @@ _kept = _Kept()
 
 
 def scratch(*shape: int) -> Array:
-    """An array to write to, until the same thread asks for the next one; as large as the largest of them, it is kept.
+    """An array to write to, until the same thread asks for the next one. Memory for the largest of them is kept.
 
     Where the system takes memory back in between, and gives it anew page after page, computing in it took from half as
     long again to ten times as long.

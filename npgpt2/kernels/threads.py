@@ -1,9 +1,9 @@
 """Threads: how many there are, and how kernels share their work among them.
 
 NumPy hands products of matrices to a library, BLAS, which divides each among threads of its own. For a pass of a single
-row that is best, since each product is over before threads of Python's would have met. A pass of several is divided
-here, while BLAS keeps to one thread in each part: what is done between the products is then divided as well. NumPy lets
-go of Python's lock while it computes, so that this is worth it.
+row that is best, since each product is over before threads of Python's would have met, and on some processors for a few
+rows too. A pass of more is divided here, while BLAS keeps to one thread in each part: what is done between the products
+is then divided as well. NumPy lets go of Python's lock while it computes, so that this is worth it.
 
 It takes OpenBLAS, which most of NumPy's own builds contain, and whose number of threads can be changed. With another
 BLAS, as Accelerate in the builds for macOS from 14 on, the products are all that is divided, by itself.
@@ -218,6 +218,7 @@ def _workers(number: int) -> list[Tasks]:
 
 @np.errstate(over="ignore", invalid="ignore")  # as `passes.sharing_work` has it, for its own thread
 def _serve(tasks: Tasks) -> None:
+    _mode.cuts = True  # it only ever does parts, in which BLAS keeps to one thread
     while True:
         work, start, stop, ended, done = tasks.get()
         try:

@@ -1,7 +1,7 @@
 """Which way of multiplying a few rows is fastest, by the kind of kernels that OpenBLAS has for a processor.
 
-`python tools/tune.py ways` measures all of them on a machine, and writes its lines here. A kind that has none gets what
-is never bad: some rows together by tiles that stay in the cache, and anything else as a whole.
+`python tools/tune.py ways` measures all of them on a machine, and with `--write` puts its lines here. A kind that has
+none gets what is never bad: tiles that stay in each thread's cache, and where BLAS's threads work, whole products.
 """
 
 from __future__ import annotations
@@ -12,22 +12,36 @@ from npgpt2.kernels.threads import is_sharing, openblas
 
 
 class Way(NamedTuple):
-    """How products of up to so many rows are made: in one of the ways of `matmul`, by tiles of so many bytes."""
+    """How products of up to so many rows are made: in one of the ways of `matmul`, by tiles of so many bytes.
+
+    "whole" has no tiles, and those of "small tiles" depend on the rows: their bytes are 0.
+    """
 
     rows: int
-    way: Literal["rows", "tiles", "small tiles"]
+    way: Literal["rows", "tiles", "small tiles", "whole"]
     tile_bytes: int
 
 
-# Each part of a product, on one thread.
+# Each part of a product, on one thread. More rows than the last has go as a whole.
 ALONE = {
-    "Haswell": [Way(6, "rows", 262144), Way(8, "tiles", 786432)],
-    "SkylakeX": [Way(80, "small tiles", 0)],
+    "Haswell": [
+        Way(2, "rows", 786432),
+        Way(6, "rows", 262144),
+        Way(16, "tiles", 786432),
+    ],
+    "SkylakeX": [
+        Way(80, "small tiles", 0),
+    ],
 }
-# A product that BLAS's threads do together.
+# A product that BLAS's threads do together, of two cores.
 TOGETHER = {
-    "Haswell": [Way(4, "rows", 2097152), Way(32, "tiles", 786432)],
-    "SkylakeX": [Way(6, "small tiles", 0)],
+    "Haswell": [
+        Way(3, "rows", 2097152),
+        Way(24, "tiles", 786432),
+    ],
+    "SkylakeX": [
+        Way(6, "small tiles", 0),
+    ],
 }
 # Kinds that have the same kernels for these products.
 SAME = {"Zen": "Haswell", "Cooperlake": "SkylakeX", "SapphireRapids": "SkylakeX"}
@@ -39,7 +53,13 @@ def kind() -> str:
     return SAME.get(blas.kernels, blas.kernels) if blas else "other"
 
 
+def copies() -> bool:
+    """Whether BLAS copies small matrices before it multiplies them; with AVX-512, it multiplies them where they lie."""
+    return kind() != "SkylakeX"
+
+
 def way_for(rows: int) -> Way | None:
     """How this thread is to multiply so many rows, more than one; None as a whole."""
     ways = ALONE.get(kind(), [Way(24, "tiles", 786432)]) if is_sharing() else TOGETHER.get(kind(), [])
-    return next((way for way in ways if rows <= way.rows), None)
+    way = next((way for way in ways if rows <= way.rows), None)
+    return None if way is None or way.way == "whole" else way
