@@ -276,7 +276,7 @@ def print_section(title, rows):
     for row in rows:
         cells = [f"{row['values'][c]:.2f} ({row['ratios'][c]:.2f})" if c in row["ratios"] else "" for c in columns]
         line = f"{row['figure']:<48} {row['values']['npgpt2']:>8.2f} {row['unit']:<8} "
-        print((line + " ".join(f"{cell:>17}" for cell in cells)).rstrip())
+        print((line + " ".join(f"{cell:>17}" for cell in cells)).rstrip(), flush=True)
 
 
 def parse_arguments():
@@ -318,6 +318,24 @@ def choose_columns(engines, checkout):
     return columns
 
 
+def measure(args, folder, columns, stage, conversion):
+    """All sections of the report, a title and rows each, as they come."""
+    float32, int8 = engine_rows(ask_engines(folder, columns, args.rounds))
+    values = {figure: row["npgpt2"] for figure, _, row in float32}
+    near, far = values["decode, context 32 to 96"], values["decode, context 1000 to 1020"]
+    yield "all in float32", float32
+    yield "weights in int8", int8
+    yield "whole processes", whole_processes(folder, columns, args.rounds)
+    yield "npgpt2, the parts of a pass", stage("parts")
+    vocabulary, text = (args.vocab or folder).resolve(), (args.text or some_english(folder)).resolve()
+    yield f"tokenizers, vocabulary of {vocabulary.name}", tokenizers(columns, vocabulary, text, args.rounds)
+    yield "npgpt2, step by step", conversion + stage("start")
+    both = ("decode, context 1000, beside context 32", "ms/token", {"npgpt2": far, "beside": near})
+    yield "npgpt2, in two ways", [both, *stage("two_ways"), *stage("drafts"), *stage("growth")]
+    yield "many callers", [*stage("many_callers"), *stage("served")]
+    yield "a file of requests", [*stage("batches"), *stage("workers"), *stage("batch_memory")]
+
+
 def main():
     args = parse_arguments()
     run_again(args.isa)
@@ -338,37 +356,17 @@ def main():
         stage("checkpoint")
     conversion = stage("convert")
     write_files(folder, columns)
-    kernels = describe_kernels(args.isa, [column.engine for column in columns], folder)
-    float32, int8 = engine_rows(ask_engines(folder, columns, args.rounds))
-    values = {figure: row["npgpt2"] for figure, _, row in float32}
-    vocabulary, text = (args.vocab or folder).resolve(), (args.text or some_english(folder)).resolve()
-    near, far = values["decode, context 32 to 96"], values["decode, context 1000 to 1020"]
-    sections = {
-        "all in float32": float32,
-        "weights in int8": int8,
-        "many callers": [*stage("many_callers"), *stage("served")],
-        "a file of requests": [*stage("batches"), *stage("workers"), *stage("batch_memory")],
-        "whole processes": whole_processes(folder, columns, args.rounds),
-        "npgpt2, step by step": conversion + stage("start"),
-        "npgpt2, the parts of a pass": stage("parts"),
-        "npgpt2, in two ways": [
-            ("decode, context 1000, beside context 32", "ms/token", {"npgpt2": far, "beside": near}),
-            *stage("two_ways"),
-            *stage("drafts"),
-            *stage("growth"),
-        ],
-        f"tokenizers, vocabulary of {vocabulary.name}": tokenizers(columns, vocabulary, text, args.rounds),
-    }
-    sections = {title: list(with_ratios(rows)) for title, rows in sections.items()}
-    machine = describe_versions(args.isa, kernels)
-
+    machine = describe_versions(args.isa, describe_kernels(args.isa, [column.engine for column in columns], folder))
     print("\n".join(f"{name:<16}  {value}" for name, value in machine.items()))
-    print("\nIn brackets: how many times as fast, or as small, npgpt2 is.")
-    for title, rows in sections.items():
-        print_section(title, rows)
-    if args.json:
-        report = {"machine": machine, "sections": sections}
-        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print("\nIn brackets: how many times as fast, or as small, npgpt2 is.", flush=True)
+    sections = {}
+    # Each is shown when it is there, so that what has been measured isn't lost by what comes later.
+    for title, rows in measure(args, folder, columns, stage, conversion):
+        sections[title] = list(with_ratios(rows))
+        print_section(title, sections[title])
+        if args.json:
+            report = {"machine": machine, "sections": sections}
+            args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
