@@ -36,12 +36,11 @@ def matmul(x: Array, w: Array, y: Array) -> None:
         np.dot(x[0], w, out=y[0])  # which always lets go of Python's lock
     elif (way := way_for(N)) is None:
         np.matmul(x, w, out=y)
-    elif way.way == "rows":
-        _by_rows(x, w, y, max(1, way.tile_bytes // (4 * n_in)))
-    elif way.way == "tiles":
-        _by_tiles(x, w, y, max(1, way.tile_bytes // (4 * n_in)))
-    else:
+    elif way.way == "small tiles":
         _by_tiles(x, w, y, next((tile for tile in TILES if tile * x.size <= SMALL_PRODUCT), 0))
+    else:
+        multiply = _by_rows if way.way == "rows" else _by_tiles
+        multiply(x, w, y, max(1, way.tile_bytes // (4 * n_in)))
 
 
 def _by_rows(x: Array, w: Array, y: Array, tile: int) -> None:

@@ -8,7 +8,6 @@ from npgpt2.formulas import Array
 from npgpt2.kernels.int8 import Quantized
 from npgpt2.kernels.matmul import TILES, matmul
 from npgpt2.kernels.threads import THREAD_WORTH, is_sharing, share
-from npgpt2.kernels.ways import way_for
 
 
 def linear(x: Array, w: Array | Quantized, b: Array | float = 0.0) -> Array:
@@ -22,8 +21,8 @@ def linear(x: Array, w: Array | Quantized, b: Array | float = 0.0) -> Array:
     N, (n_in, n_out) = len(x), w.shape
     if not N:  # as where no logits are wanted
         return np.empty((0, n_out), np.float32)
-    if not isinstance(w, Quantized) and not is_sharing() and (N == 1 or way_for(N) is None):
-        y: Array = x @ w  # as a whole, which BLAS divides among threads of its own
+    if not isinstance(w, Quantized) and not is_sharing() and N == 1:
+        y: Array = x @ w  # most of a text is written so, in as few calls as can be
         if isinstance(b, np.ndarray):
             y += b
         return y

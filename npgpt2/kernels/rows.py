@@ -12,7 +12,7 @@ from npgpt2.kernels.threads import share
 # takes ROWS at once, so that its seven passes over them run in the cache; fewer would mean more calls, between which
 # threads wait for Python's lock. `python tools/tune.py rows` measures both.
 ROWS = 64
-# Half of 1 + tanh u is 1 / (1 + exp -2u), which takes two passes fewer than the former; -2u has these two terms in x.
+# Half of 1 + tanh u is 1 / (1 + exp -2u), which takes two passes fewer; -2u has these two terms in x.
 LINEAR = np.float32(-2 * np.sqrt(2 / np.pi))
 CUBIC = np.float32(-2 * np.sqrt(2 / np.pi) * 0.044715)
 
