@@ -21,8 +21,10 @@ lint: $(VENV)/lint-ready
 	$(BIN)/lint-imports --no-logo
 
 # The same on the other Pythons that this machine has, and with the oldest NumPy on the oldest of them.
-pythons: .venv-ci/ci-ready
-	.venv-ci/bin/nox --noxfile tools/noxfile.py
+pythons: python-3.10 python-3.11 python-3.12 python-3.13
+
+python-%: .venv-ci/ci-ready
+	.venv-ci/bin/nox --noxfile tools/noxfile.py --python $*
 
 # Compare with TensorFlow, PyTorch and the other tokenizers, which take 3 GB of disk; and look at `npgpt2 inspect`'s pages
 # in a browser, where chromium and chromedriver are installed.
