@@ -195,7 +195,8 @@ def test_decode_attention_is_that_of_each_sequence_alone(lengths):
     for row, length in enumerate(lengths):
         k[row, :, length:], v[row, :, length:] = np.nan, 1e30  # what a slot holds of those before
     hidden = np.arange(S) >= np.array(lengths)[:, None]
-    together = kernels.decode_attention(q, k, v, hidden if hidden.any() else None)
+    together = np.full((B, 15), np.nan, np.float32)
+    kernels.decode_attention(q, k, v, together, hidden if hidden.any() else None)
     for row, length in enumerate(lengths):
         own = k[row, :, :length], v[row, :, :length]
         close(together[row : row + 1], formulas.causal_attention, q[row][:, None], *own)

@@ -115,6 +115,10 @@ class Reading:
         self._singles = [span for span in spans if span.stop - span.start == 1]
         self._longer = spans[len(self._singles) :]
         self._runs: dict[tuple[int, int], list[Run]] = {}
+        numbers = np.array(self._singles, np.intp).reshape(-1, 3)
+        self._at = (numbers[:, 0], slice(None), numbers[:, 1])  # where their keys and values go, in a layer
+        bytes_each = 8 * self._slots.k[0, 0, :, 0].size * max(numbers[:, 2], default=1)
+        self._worth = max(1, BYTES_WORTH // bytes_each)  # how many of them are worth a thread
 
     def attend(self, layer: int, q: Array, k: Array, v: Array) -> Array:
         """Attention of each row over its sequence's positions up to itself. q, k, v: (H, N, D) → (N, C)."""
@@ -139,16 +143,14 @@ class Reading:
 
     def _attend_singles(self, q: Array, k: Array, v: Array, keys: Array, values: Array, y: Array) -> None:
         """q, k, v: (B, H, D) · keys, values: (n_slots, H, n_ctx, D) · y: (N, C), whose first B rows are written."""
-        for (slot, position, _), key, value in zip(self._singles, k, v, strict=True):
-            keys[slot, :, position], values[slot, :, position] = key, value
+        keys[self._at], values[self._at] = k, v
 
         def some_sequences(first: int, last: int) -> None:
             for run in self._runs_of(first, last):
                 at, rows = slice(run.slot, run.slot + run.last - run.first), slice(run.first, run.last)
-                y[rows] = decode_attention(q[rows], keys[at, :, : run.S], values[at, :, : run.S], run.hidden)
+                decode_attention(q[rows], keys[at, :, : run.S], values[at, :, : run.S], y[rows], run.hidden)
 
-        longest = 1 + max(span.start for span in self._singles)
-        share(len(q), some_sequences, max(1, BYTES_WORTH // (8 * q[0].size * longest)))
+        share(len(q), some_sequences, self._worth)
 
     def _runs_of(self, first: int, last: int) -> list[Run]:
         """How the attention of some of the single positions is called; the same for all layers."""

@@ -61,16 +61,16 @@ def _attend(q: Array, k: Array, v: Array, y: Array, watch: Callable[[Array], obj
         np.matmul(weights, v[:, :seen], out=y[start:stop].transpose(1, 0, 2))  # -> (H, block, D)
 
 
-def decode_attention(q: Array, k: Array, v: Array, hidden: npt.NDArray[np.bool_] | None = None) -> Array:
+def decode_attention(q: Array, k: Array, v: Array, y: Array, hidden: npt.NDArray[np.bool_] | None = None) -> None:
     """Attention of one new position of each of B sequences, whose keys and values lie in one array.
 
-    q: (B, H, D) · k, v: (B, H, S, D), where S is the longest sequence's length · hidden: (B, S), the positions that are
-    not a sequence's own, whose values have to be finite all the same; None where all S are → (B, C)
+    q: (B, H, D) · k, v: (B, H, S, D), where S is the longest sequence's length · y: (B, C), which is overwritten:
+    float32, in one piece · hidden: (B, S), the positions that are not a sequence's own, whose values have to be finite
+    all the same; None where all S are
     """
     B, H, D = q.shape
     q = q * np.float32(D**-0.5)
     scores = q[:, :, None] @ k.transpose(0, 1, 3, 2)  # (B, H, 1, D) x (B, H, D, S)
     if hidden is not None:
         np.copyto(scores, -np.inf, where=hidden[:, None, None])
-    y: Array = softmax(scores) @ v  # (B, H, 1, S) x (B, H, S, D) -> (B, H, 1, D)
-    return y.reshape(B, H * D)
+    np.matmul(softmax(scores), v, out=y.reshape(B, H, 1, D))  # (B, H, 1, S) x (B, H, S, D) -> (B, H, 1, D)
