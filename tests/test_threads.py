@@ -342,12 +342,9 @@ def test_a_fork_has_threads_of_its_own():
         (True, 1, 1, False),
         (True, 2, 2, False),
         (True, 4, 4, True),
-        (True, 16, 1, False),  # guesses
-        (True, 32, 1, True),  # a prompt
         (False, 1, 1, False),
         (False, 2, 2, True),
-        (False, 3, 1, False),
-        (False, 4, 1, True),
+        *((copies, rows, 1, rows > 42) for copies in (True, False) for rows in (4, 16, 42, 43)),  # guesses, or a prompt
     ],
 )
 def test_passes_of_124M_that_are_divided(copies, rows, sequences, divided, monkeypatch):

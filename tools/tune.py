@@ -40,6 +40,8 @@ C, H, D = HPARAMS.n_embd, HPARAMS.n_head, HPARAMS.n_embd // HPARAMS.n_head
 THREADS = count_threads()
 # More than any cache holds.
 MEMORY = 128 * 2**20
+# So many seconds after their last work, BLAS's threads sleep.
+REST = 0.1
 
 rng = np.random.default_rng(0)
 
@@ -284,7 +286,8 @@ def tune_int8():
 def tune_passes():
     """`worth`: passes of a few rows, divided among our threads or left to BLAS's; of 4 layers, with a small vocabulary.
 
-    Rows of one sequence are guesses, which come between single rows; those are read before each, and not counted.
+    Rows of one sequence are guesses, which come between single rows, or a prompt, which comes after a rest. What comes
+    before is not counted; rows of several sequences come after others of theirs.
     """
     hparams = HPARAMS._replace(n_vocab=1024, n_layer=4)
     arrays = ((name, random(*shape) * np.float32(0.02)) for name, shape in variable_shapes(hparams).items())
@@ -294,11 +297,11 @@ def tune_passes():
         write(path, hparams, arrays, None)
         for dtype in (None, "int8"):
             opened = npgpt2.load(path, dtype=dtype)
-            for alone in (False, True):
-                for N in (1, 2, 3, 4, 6, 8, 16, 24, 32):
-                    if N > 1 or (dtype and alone):
-                        kind = f"{dtype or 'float32'}, {N} rows{', guesses' if alone else ''}"
-                        lines.append((kind, time_passes(opened, N, alone)))
+            for rows_are in ("several", "guesses", "a prompt"):
+                for N in (1, 2, 3, 4, 6, 8, 16, 24, 32, 48):
+                    if N > 1 or (dtype and rows_are == "guesses"):
+                        kind = f"{dtype or 'float32'}, {N} rows, {rows_are}"
+                        lines.append((kind, time_passes(opened, N, rows_are)))
             del opened  # so that the folder can go, also on Windows
     print_table("passes.py: who does a pass. As now: what `kernels.sharing_work` chooses", lines)
 
@@ -314,7 +317,7 @@ def tune_drafts():
             write(path, hparams, arrays, None)
             for dtype in (None, "int8"):
                 opened = npgpt2.load(path, dtype=dtype)
-                took = {N: time_passes(opened, N, True)["as now"] for N in passes.ROWS}
+                took = {N: time_passes(opened, N, "guesses")["as now"] for N in passes.ROWS}
                 if hparams is thin:  # whose weights are nothing
                     calls = took[1]
                     print(f"{dtype or 'float32'}: CALLS {calls / hparams.n_layer:.1e}")
@@ -328,9 +331,9 @@ def tune_drafts():
                 del opened  # so that the folder can go, also on Windows
 
 
-def time_passes(opened, N, alone):
-    """The least seconds of a pass of N rows, of one sequence or of N, in each way."""
-    spans = [Span(0, 64, 64 + N)] if alone else [Span(i, 64, 65) for i in range(N)]
+def time_passes(opened, N, rows_are):
+    """The least seconds of a pass of N rows, of several sequences or one's guesses or prompt, in each way."""
+    spans = [Span(i, 64, 65) for i in range(N)] if rows_are == "several" else [Span(0, 64, 64 + N)]
     slots = Slots(opened.hparams, N)
     wanted = np.arange(N)
 
@@ -351,9 +354,11 @@ def time_passes(opened, N, alone):
     took = {}
     for _ in range(12):
         for name, way in ways.items():
-            if alone:
+            if rows_are == "guesses":
                 single()
             else:
+                time.sleep(REST)
+            if rows_are == "several":
                 with way():
                     read(spans)
             start = time.perf_counter()

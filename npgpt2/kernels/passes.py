@@ -36,10 +36,11 @@ def sharing_work(weights: Matrices, rows: int, sequences: int = 1) -> Iterator[N
     """Meanwhile, this thread's kernels work as is best for a pass of so many rows, of so many sequences.
 
     In a pass that is worth it they divide their work among our threads; in others BLAS divides each product by itself.
-    Small products, and those of one row, are over before threads of Python's have met; in int8 they take longer. A few
-    rows of one sequence are mostly guesses, between single rows, after which BLAS's threads stay awake for a while, in
-    ours' way: more so where BLAS copies what it multiplies, which its threads share. Two rows of several sequences are
-    worth it only where it makes no copies. `python tools/tune.py passes` shows all of it.
+    Small products, and those of one row, are over before threads of Python's have met; in int8 they take longer. The
+    rows of one sequence are guesses, between single rows, after which BLAS's threads stay awake for a while, in ours'
+    way; or a prompt, often after a rest, from which ours wake more slowly: so it takes more of them. Two rows of
+    several sequences are worth it only where BLAS makes no copies of what it multiplies. `python tools/tune.py passes`
+    shows all of it.
     """
     largest = rows * 4 * weights.width**2  # multiplications, of the rows and a matrix (C, 4C)
     if weights.in_int8:
@@ -47,7 +48,7 @@ def sharing_work(weights: Matrices, rows: int, sequences: int = 1) -> Iterator[N
     elif sequences > 1:
         worth = 8 if copies() else 4
     else:
-        worth = 64 if copies() else 8
+        worth = 96
     divided = largest >= worth * THREAD_WORTH and (weights.in_int8 or rows > 1)
     divided = divided or (weights.threads or count_threads()) == 1  # which works as each of ours does
     # What overflows ends in logits that are not finite, which those who use them refuse with a message of their own.

@@ -40,7 +40,8 @@ TOGETHER = {
         Way(24, "tiles", 786432),
     ],
     "SkylakeX": [
-        Way(6, "small tiles", 0),
+        Way(6, "rows", 2097152),
+        Way(48, "tiles", 786432),
     ],
 }
 # Kinds that have the same kernels for these products.
