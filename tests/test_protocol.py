@@ -315,7 +315,7 @@ def test_best_of_keeps_the_likeliest_by_mean_logprob(model):
     best = answered(model, body | {"n": 3, "best_of": 8})
     means = [np.mean(choice["logprobs"]["token_logprobs"]) for choice in every]
     order = np.argsort(-np.array(means), kind="stable")[:3]
-    assert len({choice["text"] for choice in every}) > 3
+    assert len({round(mean, 3) for mean in means}) > 3  # since rounding alone gives one text several
     assert texts(best) == [every[i]["text"] for i in order]
     assert [choice["index"] for choice in best["choices"]] == [0, 1, 2]
     assert best["usage"]["completion_tokens"] == 40
